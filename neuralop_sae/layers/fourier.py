@@ -1,0 +1,175 @@
+"""The Fourier basis of a periodic box in any dimension, with transforms of our own.
+
+neuralop 2.0.0's SpectralConv shifts the spectrum of odd grids and pads at the wrong end when it changes resolution; the
+transforms here serve odd grids and changes of resolution, and agree with it on even grids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .basis import SpectralBasis, real_dtype, register_basis
+
+
+@register_basis("fourier")
+class FourierBasis(SpectralBasis):
+    r"""Fourier series on a periodic box, in the half-spectrum layout of neuralop's SpectralConv.
+
+    Coefficients are true Fourier coefficients (``norm="forward"``), so they do not depend on the grid:
+
+    .. math:: f_k = \int f(s) e^{-2\pi i k\cdot s}\,ds, \qquad
+              (S c)(s) = \mathrm{Re}\sum_k w_k\,c_k\,e^{2\pi i k\cdot s}.
+
+    Every dimension but the last holds the frequencies ``-(n // 2) .. (n - 1) // 2`` in ascending order; the last holds
+    ``0 .. n // 2``. The weights are 1 in the first column (frequency 0 of the last dimension), 2 inside, and 1 in the
+    Nyquist column of an even grid.
+
+    With an *even* number of modes the frequency ``-n/2`` of a leading dimension has no partner ``+n/2``. Its entry in the
+    first column then writes ``Re(c e)``, which is how SpectralConv reads it, and ``analysis(synthesis(c))`` is c/2 there.
+    Odd numbers of modes have no such entry.
+
+    Parameters
+    ----------
+    n_modes : int or sequence of int
+        Number of modes per dimension, as in neuralop. May exceed what a grid holds: the surplus is zero there.
+
+    Examples
+    --------
+    >>> basis = FourierBasis((5, 5))
+    >>> field = basis.synthesis(torch.ones(3, *basis.mode_shape, dtype=torch.cfloat), (12, 15))
+    >>> torch.allclose(basis.analysis(field), torch.ones(3, 5, 3, dtype=torch.cfloat), atol=1e-5)
+    True
+    """
+
+    def __init__(self, n_modes: int | Sequence[int]) -> None:
+        modes = (n_modes,) if isinstance(n_modes, int) else tuple(int(n) for n in n_modes)
+        if not modes or min(modes) < 1:
+            raise ValueError(f"n_modes needs one positive number per dimension, got {n_modes!r}")
+        self.n_modes = modes
+        self.n_dim = len(modes)
+        self.mode_shape = (*modes[:-1], modes[-1] // 2 + 1)
+        self._weights: dict[tuple[object, ...], Tensor] = {}
+
+    def __repr__(self) -> str:
+        return f"FourierBasis(n_modes={self.n_modes})"
+
+    def config(self) -> dict[str, object]:
+        return {"n_modes": list(self.n_modes)}
+
+    def frequencies(self) -> tuple[range, ...]:
+        """Integer frequencies along each dimension of the coefficients."""
+        leading = tuple(range(-(n // 2), (n + 1) // 2) for n in self.n_modes[:-1])
+        return (*leading, range(self.mode_shape[-1]))
+
+    def _held(self, shape: Sequence[int] | None) -> list[tuple[int, int]]:
+        """Per dimension the lowest and highest kept frequency that the grid holds (both inclusive). A leading
+        dimension holds -N/2 but not +N/2 on an even grid."""
+        held = []
+        for axis, kept in enumerate(self.frequencies()):
+            low, high = kept[0], kept[-1]
+            if shape is not None:
+                last = axis == self.n_dim - 1
+                low = max(low, -(shape[axis] // 2))
+                high = min(high, shape[axis] // 2 if last else (shape[axis] - 1) // 2)
+            held.append((low, high))
+        return held
+
+    def analysis(self, field: Tensor) -> Tensor:
+        """See :meth:`SpectralBasis.analysis`. Transforms one dimension at a time and drops what is not kept at
+        once, so that later dimensions transform less."""
+        grid = self.check_grid(field.shape[-self.n_dim :])
+        held = self._held(grid)
+        coefficients = torch.fft.rfft(field, norm="forward").narrow(-1, 0, held[-1][1] + 1)
+        for axis in range(self.n_dim - 1):
+            dim, (low, high) = axis - self.n_dim, held[axis]
+            spectrum = torch.fft.fft(coefficients, dim=dim, norm="forward")
+            positive = spectrum.narrow(dim, 0, high + 1)
+            coefficients = torch.cat([spectrum.narrow(dim, grid[axis] + low, -low), positive], dim) if low else positive
+        return self._pad(coefficients, held)
+
+    def _pad(self, coefficients: Tensor, held: list[tuple[int, int]]) -> Tensor:
+        padding: list[int] = []
+        for kept, (low, high) in zip(self.frequencies(), held, strict=True):
+            padding = [low - kept[0], kept[-1] - high, *padding]
+        return torch.nn.functional.pad(coefficients, padding) if any(padding) else coefficients
+
+    def synthesis(self, coefficients: Tensor, shape: Sequence[int]) -> Tensor:
+        """See :meth:`SpectralBasis.synthesis`."""
+        grid = self.check_grid(shape)
+        self._check_modes(coefficients)
+        spectrum = coefficients
+        for axis, (low, high) in enumerate(self._held(grid)):
+            dim, first = axis - self.n_dim, self.frequencies()[axis][0]
+            if axis == self.n_dim - 1:
+                return torch.fft.irfft(spectrum.narrow(dim, 0, high + 1), n=grid[-1], norm="forward")
+            positive = spectrum.narrow(dim, -first, high + 1)
+            gap = list(spectrum.shape)
+            gap[dim] = grid[axis] - (high - low + 1)
+            parts = [positive, spectrum.new_zeros(gap), spectrum.narrow(dim, low - first, -low)]
+            spectrum = torch.fft.ifft(torch.cat(parts, dim), dim=dim, norm="forward")
+        raise AssertionError("unreachable: n_dim >= 1")
+
+    def weights(self, shape: Sequence[int] | None = None, *, like: Tensor) -> Tensor:
+        """See :meth:`SpectralBasis.weights`."""
+        key = (None if shape is None else tuple(shape), like.device, real_dtype(like))
+        if key not in self._weights:
+            weights = torch.zeros(self.mode_shape, dtype=real_dtype(like), device=like.device)
+            kept = self.frequencies()
+            held = self._held(shape)
+            inside = tuple(slice(low - k[0], high - k[0] + 1) for k, (low, high) in zip(kept, held, strict=True))
+            weights[inside] = 2.0
+            for column in self._self_paired_columns(shape):
+                weights[(*inside[:-1], column)] = 1.0
+            self._weights[key] = weights
+        return self._weights[key]
+
+    def _self_paired_columns(self, shape: Sequence[int] | None) -> list[int]:
+        """Columns of the last dimension that hold both a frequency and its negative."""
+        if shape is None or shape[-1] % 2 or shape[-1] // 2 >= self.mode_shape[-1]:
+            return [0]
+        return [0, shape[-1] // 2]
+
+    def gram(self, coefficients: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        """See :meth:`SpectralBasis.gram`: in self-paired columns ``(c(k) + conj c(-k)) / 2``, an absent partner
+        counting as zero; elsewhere the identity; zero where the grid does not hold the mode."""
+        self._check_modes(coefficients)
+        held = self.weights(shape, like=coefficients.real) > 0
+        out = coefficients * held
+        for column in self._self_paired_columns(shape):
+            partner = out[..., column].conj()
+            for axis in range(self.n_dim - 1):
+                dim, kept = axis - (self.n_dim - 1), self.frequencies()[axis]
+                nyquist = None if shape is None or shape[axis] % 2 else -(shape[axis] // 2)
+                mirror = [k if k == nyquist else -k for k in kept]
+                index = torch.tensor([m - kept[0] if m in kept else 0 for m in mirror], device=out.device)
+                present = torch.tensor([m in kept for m in mirror], device=out.device)
+                partner = partner.index_select(dim, index)
+                partner = partner * present.view(-1, *(1,) * (-dim - 1))
+            out = torch.cat([out[..., :column], ((out[..., column] + partner) / 2)[..., None], out[..., column + 1 :]], -1)
+        return out * held
+
+    def quadrature(self, shape: Sequence[int], *, like: Tensor) -> Tensor:
+        """See :meth:`SpectralBasis.quadrature`: the same weight at every point."""
+        grid = self.check_grid(shape)
+        n_points = torch.Size(grid).numel()
+        return torch.full((1,) * self.n_dim, 1.0 / n_points, dtype=real_dtype(like), device=like.device)
+
+    def resample(self, field: Tensor, shape: Sequence[int]) -> Tensor:
+        """See :meth:`SpectralBasis.resample`. A frequency k is resolved by N points if 2|k| < N: the Nyquist
+        frequency of an even grid, whose sine part is invisible, is dropped. The same grid returns the field itself.
+        """
+        grid, old = self.check_grid(shape), self.check_grid(field.shape[-self.n_dim :])
+        if grid == old:
+            return field
+        resolved = [2 * ((min(a, b) - 1) // 2) + 1 for a, b in zip(old, grid, strict=True)]
+        band = FourierBasis(resolved)
+        return band.synthesis(band.analysis(field), grid)
+
+    def _check_modes(self, coefficients: Tensor) -> None:
+        if tuple(coefficients.shape[-self.n_dim :]) != self.mode_shape:
+            raise ValueError(
+                f"coefficients must end in the mode shape {self.mode_shape}, got {tuple(coefficients.shape)}"
+            )

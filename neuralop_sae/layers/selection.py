@@ -1,0 +1,72 @@
+"""Which concepts are on in which samples, and the two layouts of data about them: rows and slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The (sample, concept) pairs that are on, sorted by sample.
+
+    Data about the pairs are *rows* ``(n, ...)``, one per pair. Work within a sample (a matrix product, a competition) wants
+    *slots* ``(n_samples, width, ...)``: the rows of each sample side by side, padded with zeros to the fullest sample.
+
+    Parameters
+    ----------
+    sample, concept : Tensor
+        Indices ``(n,)`` of dtype int64.
+    n_samples, n_concepts : int
+        Sizes of the two index ranges.
+    """
+
+    sample: Tensor
+    concept: Tensor
+    n_samples: int
+    n_concepts: int
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> Selection:
+        """The pairs where ``mask (n_samples, n_concepts)`` is true."""
+        sample, concept = mask.nonzero(as_tuple=True)
+        return cls(sample, concept, *mask.shape)
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def mask(self) -> Tensor:
+        """Boolean ``(n_samples, n_concepts)``."""
+        mask = torch.zeros(self.n_samples, self.n_concepts, dtype=torch.bool, device=self.sample.device)
+        mask[self.sample, self.concept] = True
+        return mask
+
+    @cached_property
+    def _layout(self) -> tuple[Tensor, int]:
+        counts = torch.bincount(self.sample, minlength=self.n_samples)
+        first = counts.cumsum(0) - counts
+        slot = torch.arange(len(self), device=self.sample.device) - first[self.sample]
+        width = int(counts.max()) if len(self) else 0
+        return self.sample * width + slot, width
+
+    @property
+    def width(self) -> int:
+        """Concepts on in the fullest sample."""
+        return self._layout[1]
+
+    def to_slots(self, rows: Tensor) -> Tensor:
+        """``(n, ...)`` -> ``(n_samples, width, ...)``."""
+        position, width = self._layout
+        if len(self) == self.n_samples * width:
+            return rows.reshape(self.n_samples, width, *rows.shape[1:])
+        slots = rows.new_zeros(self.n_samples * width, *rows.shape[1:]).index_copy(0, position, rows)
+        return slots.reshape(self.n_samples, width, *rows.shape[1:])
+
+    def to_rows(self, slots: Tensor) -> Tensor:
+        """``(n_samples, width, ...)`` -> ``(n, ...)``."""
+        position, width = self._layout
+        flat = slots.reshape(self.n_samples * width, *slots.shape[2:])
+        return flat if len(self) == len(flat) else flat.index_select(0, position)

@@ -1,0 +1,263 @@
+"""What every sparse autoencoder of this package is and does."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .. import checkpoint
+from ..codes import ConceptCodes
+from ..layers.sparsity import Rule
+from ..registry import Registry
+
+saes: Registry[type[SAE]] = Registry("sparse autoencoder")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class SAEOutput:
+    """What a forward pass gives.
+
+    Parameters
+    ----------
+    reconstruction : Tensor
+        ``(B, channels, *grid)``, in the units and on the grid of the input.
+    codes : ConceptCodes
+        The codes of the concepts that are on.
+    scores : Tensor
+        ``(B, n_concepts)``: by what concepts were ranked, L2 norm of the code times norm of the kernel. Zero for concepts
+        that were no candidates. Without gradient.
+    gates : Tensor or None
+        ``(n,)``: factors on the codes through which a threshold learns (JumpReLU).
+    """
+
+    reconstruction: Tensor
+    codes: ConceptCodes
+    scores: Tensor
+    gates: Tensor | None = None
+
+
+def full_precision(method: F) -> F:
+    """Run a method of an SAE outside autocast: there are no complex half-precision kernels to speak of."""
+
+    @functools.wraps(method)
+    def run(self: SAE, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(self.mean.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+class SAE(nn.Module, ABC):
+    """Base of all sparse autoencoders on fields.
+
+    Subclasses give :meth:`encode`, :meth:`decode`, :meth:`forward`, :meth:`dense_forward`, :meth:`atoms`,
+    :meth:`kernel_norms`, :meth:`initialize_from` and :meth:`dead_reconstruction`; keep each constructor argument as an
+    attribute of the same name; and register themselves in ``saes``.
+
+    Attributes
+    ----------
+    in_channels, n_concepts, n_dim : int
+        Channels of a field, size of the dictionary, dimensions of the grid.
+    mean, scale : Tensor
+        Mean per channel ``(channels,)`` and one scale ``()`` of the activations; fields are centred and scaled by them.
+    """
+
+    in_channels: int
+    n_concepts: int
+    n_dim: int
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, in_channels: int, n_concepts: int) -> None:
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("n_concepts", n_concepts)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        self.in_channels, self.n_concepts = in_channels, n_concepts
+        self.register_buffer("mean", torch.zeros(in_channels))
+        self.register_buffer("scale", torch.ones(()))
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> ConceptCodes:
+        """Codes of a field ``(B, channels, *grid)``."""
+
+    @abstractmethod
+    def decode(self, codes: ConceptCodes, output_shape: Sequence[int] | None = None) -> Tensor:
+        """The field ``(B, channels, *output_shape)`` that codes stand for; on the code grid by default."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> SAEOutput:
+        """Encode and decode a field ``(B, channels, *grid)``."""
+
+    @abstractmethod
+    def dense_forward(self, x: Tensor) -> SAEOutput:
+        """The oracle: the same as :meth:`forward`, with everything materialised."""
+
+    @abstractmethod
+    def atoms(self, concepts: Sequence[int] | Tensor, shape: Sequence[int]) -> Tensor:
+        """What each concept writes for a unit impulse, ``(n, channels, *shape)``, in normalised units."""
+
+    @abstractmethod
+    def kernel_norms(self) -> Tensor:
+        """L2 norm of each concept's atom, ``(n_concepts,)``."""
+
+    @abstractmethod
+    def initialize_from(self, x: Tensor, generator: torch.Generator | None = None) -> None:
+        """Start the dictionary from activations ``(N, channels, *grid)``."""
+
+    @abstractmethod
+    def dead_reconstruction(self, x: Tensor, dead: Tensor, k: int) -> Tensor | None:
+        """What the k strongest of the ``dead (n_concepts,)`` concepts of each sample would write for `x`, mean left out;
+        None if there are none. For the auxiliary loss."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Real dtype of the parameters."""
+        return self.mean.dtype
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Checked field in normalised units and the model's dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x` is not a real field ``(batch, in_channels, *grid)``, or has a NaN or Inf.
+        """
+        axes = ", ".join(["batch", f"channels={self.in_channels}", *(f"d{i + 1}" for i in range(self.n_dim))])
+        if not isinstance(x, Tensor):
+            raise TypeError(f"a field is a tensor ({axes}), got {type(x).__name__}")
+        if x.is_complex() or x.dtype == torch.bool:
+            raise TypeError(f"a field ({axes}) is real, got dtype {x.dtype}")
+        if x.ndim != self.n_dim + 2:
+            raise ValueError(
+                f"a field for this {self.n_dim}-d model has {self.n_dim + 2} axes ({axes}), got {x.ndim}: {tuple(x.shape)}"
+            )
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"axis 1 (channels) must be {self.in_channels}, got {x.shape[1]} in {tuple(x.shape)}; axes are ({axes})"
+            )
+        if 0 in x.shape:
+            raise ValueError(f"the field is empty: {tuple(x.shape)}; axes are ({axes})")
+        x = x.to(self.dtype)
+        finite = x.flatten(1).sum(1).isfinite()
+        if not finite.all():
+            bad = (~x.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+            raise ValueError(f"the field has NaN or Inf in samples {bad or (~finite).nonzero()[:, 0].tolist()}")
+        return (x - self._per_channel(self.mean)) / self.scale
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        """Back to the units of the activations."""
+        return x * self.scale + self._per_channel(self.mean)
+
+    def _per_channel(self, values: Tensor) -> Tensor:
+        return values.view(-1, *(1,) * self.n_dim)
+
+    @torch.no_grad()
+    def fit_normalization(self, mean: Tensor, scale: Tensor | float) -> None:
+        """Set the statistics by which fields are centred and scaled.
+
+        Parameters
+        ----------
+        mean : Tensor
+            Mean of each channel, ``(channels,)``.
+        scale : Tensor or float
+            Root mean square of the centred activations over all channels.
+        """
+        scale = torch.as_tensor(scale)
+        if not (torch.isfinite(mean).all() and torch.isfinite(scale) and scale > 0):
+            raise ValueError(f"mean must be finite and scale positive, got scale={float(scale)}: are the activations constant?")
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
+
+    def check_concepts(self, concepts: Sequence[int] | Tensor) -> Tensor:
+        """Concept indices as a tensor on the model's device; ValueError if one is out of range."""
+        index = torch.as_tensor(concepts, dtype=torch.int64, device=self.mean.device).flatten()
+        bad = index[(index < 0) | (index >= self.n_concepts)]
+        if len(bad):
+            raise ValueError(f"concepts {bad.tolist()} are out of range: this model has concepts 0 to {self.n_concepts - 1}")
+        return index
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments as plain data."""
+        names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
+        return {name: _plain(getattr(self, name)) for name in names}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into a folder, which is made."""
+        description = {"model": type(self).__name__, "dtype": str(self.dtype).removeprefix("torch.")}
+        checkpoint.save_model(folder, {**description, "arguments": self.config()}, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> Self:
+        """The model that :meth:`save_pretrained` wrote, in eval mode.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            See :func:`neuralop_sae.checkpoint.load_model`; ValueError also if the folder holds another class of model or
+            its tensors do not fit its config.
+        """
+        config, tensors = checkpoint.load_model(folder)
+        kind = saes.get(str(config.get("model")))
+        if not issubclass(kind, cls):
+            raise ValueError(f"{folder} holds a {kind.__name__}, not a {cls.__name__}; neuralop_sae.load loads any")
+        model = kind(**config["arguments"]).to(getattr(torch, config["dtype"]))
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: the tensors do not fit the config: {error}") from error
+        return model.to(device).eval()
+
+    # neuralop's BaseModel writes its own checkpoints as pickles and reads them unsafely; these take their place.
+    def save_checkpoint(self, save_folder: str | Path, save_name: str) -> None:
+        """neuralop's name for :meth:`save_pretrained`: saves the folder ``save_folder/save_name``."""
+        self.save_pretrained(Path(save_folder) / save_name)
+
+    def load_checkpoint(self, save_folder: str | Path, save_name: str, map_location: Any = None) -> None:
+        """Load the tensors that :meth:`save_checkpoint` wrote into this model."""
+        _, tensors = checkpoint.load_model(Path(save_folder) / save_name)
+        self.load_state_dict(tensors)
+
+    @classmethod
+    def from_checkpoint(cls, save_folder: str | Path, save_name: str, map_location: Any = None) -> Self:
+        """neuralop's name for :meth:`from_pretrained`."""
+        return cls.from_pretrained(Path(save_folder) / save_name, device=map_location or "cpu")
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in nn.Module. BaseModel's adds an unprefixed non-tensor key '_metadata', which breaks strict loading of any
+        module that contains it (neuraloperator issue 700)."""
+        return nn.Module.state_dict(self, *args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """nn.Module skips complex tensors when it casts; here a complex tensor is cast as the pair of reals it is."""
+
+        def cast(tensor: Tensor) -> Tensor:
+            if not tensor.is_complex():
+                return fn(tensor)
+            pair = fn(torch.view_as_real(tensor))
+            if pair.dtype not in (torch.float32, torch.float64):
+                raise TypeError(f"an SAE runs in float32 or float64, not {pair.dtype}; for half precision use autocast")
+            return torch.view_as_complex(pair)
+
+        return super()._apply(cast, recurse)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Rule):
+        return value.config()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def load(folder: str | Path, *, device: str | torch.device = "cpu") -> SAE:
+    """Any model that was saved with :meth:`SAE.save_pretrained`, in eval mode."""
+    return SAE.from_pretrained(folder, device=device)  # type: ignore[type-abstract]

@@ -1,0 +1,136 @@
+"""SAE-FNO: concepts as integral operators in the Fourier domain, on neuralop's own layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from neuralop.layers.fno_block import FNOBlocks
+from neuralop.models.base_model import BaseModel
+from torch import nn
+
+from ..layers.concepts import ConceptDecoder, ConceptEncoder
+from ..layers.sparsity import ConceptRule, DomainRule, build_rule, concept_rules, domain_rules
+from ..layers.spectral_convolution import FourierConv
+from .base import saes
+from .spectral import SpectralSAE
+
+_SELECTIONS = ("energy", "two_stage", "exact")
+_KINDS = ("linear", "fno_block")
+
+
+@saes.register("SAEFNO")
+class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):
+    r"""Sparse autoencoder neural operator with Fourier concepts, for activations of an FNO.
+
+    A field x of m channels becomes few codes, each a function over the domain, and their sum through operators:
+
+    .. math::
+        a_c = D\,\sigma\Bigl(\sum_i E_{ic} * x_i + P_{ic} x_i + b_c\Bigr), \qquad
+        \hat x_i = \sum_{c\ \mathrm{on}} W_{ci} * a_c + V_{ci} a_c + b_i .
+
+    The convolutions are neuralop SpectralConv layers, P and V an FNO block's pointwise skip. Which concepts are on is
+    decided from the energies of all pre-codes, by Parseval, with no inverse transform.
+
+    Parameters
+    ----------
+    in_channels : int
+        m, channels of the activations.
+    n_concepts : int
+        p, size of the dictionary.
+    n_modes : int or sequence of int
+        Modes per dimension, as in FNO; its length is the dimension of the grid. Odd numbers are best
+        (:class:`neuralop_sae.layers.FourierBasis`).
+    concept_rule : ConceptRule, dict or str
+        Which concepts are on in a sample.
+    domain_rule : DomainRule, dict or str
+        Where on the domain each is expressed.
+    encoder, decoder : {"linear", "fno_block"}
+        ``"fno_block"`` puts a neuralop FNOBlocks on the m channels before the concept encoder, or after the decoder.
+    skip : {"linear", None}
+        The pointwise part of every concept. Without it, modes alone describe activations worse than a pointwise SAE.
+    code_grid : "input" or sequence of int
+        Grid of the codes: the input's own, or a fixed one, which makes codes the same function whatever the input's
+        grid, at the price of frequencies that it does not resolve.
+
+    Other Parameters
+    ----------------
+    selection : {"two_stage", "energy", "exact"}
+        How concepts are ranked: by their true code norm among ``oversample`` times as many candidates as the rule asks
+        for, by estimated energy alone, or by true code norm among all.
+    oversample : int
+        See `selection`.
+    factorization, rank
+        Of the spectral weights, as in SpectralConv: None (dense), "Tucker", "CP", "TT".
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments that don't fit, saying which are allowed.
+
+    Examples
+    --------
+    >>> import torch, neuralop_sae as ns
+    >>> sae = ns.SAEFNO(in_channels=8, n_concepts=32, n_modes=(9, 9), concept_rule=ns.TopK(4))
+    >>> out = sae(torch.randn(2, 8, 24, 24))
+    >>> out.reconstruction.shape, out.codes.values.shape
+    (torch.Size([2, 8, 24, 24]), torch.Size([8, 24, 24]))
+
+    References
+    ----------
+    .. [1] Sparse autoencoder neural operators, arXiv 2509.03738.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        n_concepts: int,
+        n_modes: int | Sequence[int],
+        *,
+        concept_rule: ConceptRule | Mapping[str, Any] | str = "BatchTopK",
+        domain_rule: DomainRule | Mapping[str, Any] | str = "LocalTopK",
+        encoder: str = "linear",
+        decoder: str = "linear",
+        skip: str | None = "linear",
+        code_grid: str | Sequence[int] = "input",
+        selection: str = "two_stage",
+        oversample: int = 3,
+        factorization: str | None = None,
+        rank: float | int | Sequence[int] = 1.0,
+    ) -> None:
+        super().__init__(in_channels, n_concepts)
+        self.n_modes = (n_modes,) if isinstance(n_modes, int) else tuple(int(n) for n in n_modes)
+        for name, value, known in (
+            ("encoder", encoder, _KINDS),
+            ("decoder", decoder, _KINDS),
+            ("selection", selection, _SELECTIONS),
+        ):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+        if isinstance(oversample, bool) or not isinstance(oversample, int) or oversample < 1:
+            raise ValueError(f"oversample must be a positive int, got {oversample!r}")
+        self.encoder, self.decoder, self.skip = encoder, decoder, skip
+        self.selection, self.oversample = selection, oversample
+        self.factorization, self.rank = factorization, rank
+        layer = {"skip": skip, "factorization": factorization, "rank": rank}
+        self.concept_encoder = ConceptEncoder(in_channels, n_concepts, self.n_modes, **layer)
+        self.concept_decoder = ConceptDecoder(in_channels, n_concepts, self.n_modes, **layer)
+        self.n_dim = self.basis.n_dim
+        self.code_grid = self._check_code_grid(code_grid)
+        self.encoder_trunk = self._trunk(encoder)
+        self.decoder_trunk = self._trunk(decoder)
+        self.concept_rule = build_rule(concept_rule, concept_rules, n_concepts)
+        self.domain_rule = build_rule(domain_rule, domain_rules, n_concepts)
+        self.initialize_dictionary()
+
+    def _check_code_grid(self, code_grid: str | Sequence[int]) -> str | tuple[int, ...]:
+        if isinstance(code_grid, str):
+            if code_grid != "input":
+                raise ValueError(f"code_grid is 'input' or a grid of {self.n_dim} sizes, got {code_grid!r}")
+            return code_grid
+        return self.basis.check_grid(code_grid)
+
+    def _trunk(self, kind: str) -> nn.Module:
+        if kind == "linear":
+            return nn.Identity()
+        return FNOBlocks(self.in_channels, self.in_channels, self.n_modes, n_layers=1, conv_module=FourierConv)

@@ -1,0 +1,249 @@
+"""The path of a spectral SAE: rank concepts by energy, express those that are on, write them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..codes import ConceptCodes
+from ..layers.basis import SpectralBasis
+from ..layers.concepts import ConceptDecoder, ConceptEncoder, Energies, Spectrum
+from ..layers.selection import Selection
+from ..layers.sparsity import ConceptRule, DomainRule
+from .base import SAE, SAEOutput, full_precision
+
+_CHUNK_BYTES = 256 * 2**20
+_SPECTRAL_SHARE = 0.3
+
+
+class SpectralSAE(SAE):
+    """An SAE whose encoder and decoder are spectral concept layers.
+
+    Everything happens on the code grid: a field is brought there and its reconstruction back. On it the codes never
+    exist for concepts that are off. Subclasses make the layers in their constructor.
+
+    Attributes
+    ----------
+    concept_encoder, concept_decoder : ConceptEncoder, ConceptDecoder
+        The layers.
+    encoder_trunk, decoder_trunk : nn.Module
+        Operators on the m channels before and after them (the identity for linear kinds).
+    """
+
+    concept_encoder: ConceptEncoder
+    concept_decoder: ConceptDecoder
+    encoder_trunk: nn.Module
+    decoder_trunk: nn.Module
+    concept_rule: ConceptRule
+    domain_rule: DomainRule
+    selection: str
+    oversample: int
+    code_grid: tuple[int, ...] | str
+
+    @full_precision
+    def forward(self, x: Tensor) -> SAEOutput:
+        """Encode and decode a field ``(B, channels, *grid)``; see :class:`SAEOutput`."""
+        spectrum = self._analyse(x)
+        selection, scores = self._rank(spectrum)
+        values, gates = self._express(spectrum, selection, scores)
+        codes = self._codes(values, selection)
+        return SAEOutput(self.decode(codes, x.shape[2:]), codes, scores, gates)
+
+    @full_precision
+    def encode(self, x: Tensor) -> ConceptCodes:
+        """Codes of a field ``(B, channels, *grid)``."""
+        spectrum = self._analyse(x)
+        selection, scores = self._rank(spectrum)
+        return self._codes(self._express(spectrum, selection, scores)[0], selection)
+
+    @full_precision
+    def decode(self, codes: ConceptCodes, output_shape: Sequence[int] | None = None) -> Tensor:
+        """The field ``(B, channels, *output_shape)`` that codes stand for; on the code grid by default."""
+        if codes.n_concepts != self.n_concepts:
+            raise ValueError(f"codes of {codes.n_concepts} concepts, but this model has n_concepts={self.n_concepts}")
+        field = self.decoder_trunk(self.concept_decoder(codes.values.to(self.dtype), codes.selection))
+        return self.denormalize(self.basis.resample(field, output_shape or codes.grid))
+
+    @property
+    def basis(self) -> SpectralBasis:
+        """The spectral basis of the concept layers."""
+        return self.concept_encoder.basis
+
+    def _analyse(self, x: Tensor) -> Spectrum:
+        """The normalised field on the code grid, after the trunk, with its coefficients."""
+        field = self.normalize(x)
+        grid = x.shape[2:] if isinstance(self.code_grid, str) else self.code_grid
+        return Spectrum.of(self.encoder_trunk(self.basis.resample(field, grid)), self.basis)
+
+    def _codes(self, values: Tensor, selection: Selection) -> ConceptCodes:
+        return ConceptCodes(
+            selection.sample, selection.concept, values, selection.n_samples, selection.n_concepts, self.basis
+        )
+
+    @torch.no_grad()
+    def _rank(self, spectrum: Spectrum) -> tuple[Selection, Tensor]:
+        """Which concepts are on, and the scores ``(B, p)`` that decided."""
+        norms = self.concept_decoder.kernel_norms()
+        if self.selection == "exact":
+            scores = self._all_scores(spectrum, norms)
+        else:
+            scores, bound = self._estimates(self.concept_encoder.energies(spectrum), norms)
+            if self.selection == "two_stage" and self.domain_rule.rectifies:
+                mask = self.concept_rule.candidates(scores, bound, self.oversample)
+                scores = self._scores(spectrum, Selection.from_mask(mask), norms)
+        return Selection.from_mask(self.concept_rule.select(scores)), scores
+
+    def _estimates(self, energies: Energies, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores estimated from the moments of the pre-codes, and an upper bound of them."""
+        estimate = self.domain_rule.estimate(energies.mean, energies.mean_square)
+        return estimate.sqrt() * norms, energies.mean_square.sqrt() * norms
+
+    def _scores(self, spectrum: Spectrum, selection: Selection, norms: Tensor) -> Tensor:
+        """True scores of the selected pairs, zero elsewhere, ``(B, p)``."""
+        values = self._activate(self.concept_encoder.gather(spectrum, selection), selection.concept)
+        scores = self.basis.mean_square(values).sqrt() * norms[selection.concept]
+        return scores.new_zeros(selection.n_samples, selection.n_concepts).index_put(
+            (selection.sample, selection.concept), scores
+        )
+
+    def _all_scores(self, spectrum: Spectrum, norms: Tensor) -> Tensor:
+        """True scores of all concepts, in chunks of concepts."""
+        batch, n_points = len(spectrum.field), spectrum.field[0, 0].numel()
+        chunk = max(1, _CHUNK_BYTES // (16 * batch * n_points))
+        scores = spectrum.field.new_zeros(batch, self.n_concepts)
+        mask = torch.zeros_like(scores, dtype=torch.bool)
+        for first in range(0, self.n_concepts, chunk):
+            part = mask.clone()
+            part[:, first : first + chunk] = True
+            scores += self._scores(spectrum, Selection.from_mask(part), norms)
+        return scores
+
+    def _activate(self, values: Tensor, concept: Tensor) -> Tensor:
+        quadrature = self.basis.quadrature(values.shape[1:], like=values)
+        return self.domain_rule.activate(values, concept, quadrature)
+
+    def _express(self, spectrum: Spectrum, selection: Selection, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Codes of the selected pairs, with gradient, ``(n, *code_grid)``, and their gates."""
+        pre_codes = self.concept_encoder.gather(spectrum, selection)
+        if self.training:
+            quadrature = self.basis.quadrature(spectrum.grid, like=pre_codes)
+            self.domain_rule.observe(pre_codes.detach(), selection.concept, quadrature)
+        values = self._activate(pre_codes, selection.concept)
+        gates = self.concept_rule.gate(scores[selection.sample, selection.concept], selection.concept)
+        if gates is not None:
+            values = values * gates.view(-1, *(1,) * self.n_dim)
+        slots = self.domain_rule.compete(selection.to_slots(values)) if len(selection) else values
+        return (selection.to_rows(slots) if len(selection) else values), gates
+
+    @full_precision
+    def dense_forward(self, x: Tensor) -> SAEOutput:
+        """The oracle: every code of every concept through the neuralop layers; the same :class:`SAEOutput`."""
+        field = self._analyse(x).field
+        batch, p, grid = len(field), self.n_concepts, tuple(field.shape[2:])
+        quadrature = self.basis.quadrature(grid, like=field)
+        concept = torch.arange(p, device=field.device).repeat(batch)
+        pre_codes = self.concept_encoder.dense_forward(field)
+        values = self.domain_rule.activate(pre_codes.flatten(0, 1), concept, quadrature).reshape(pre_codes.shape)
+        scores = self._dense_scores(pre_codes.detach(), values.detach(), quadrature)
+        selection = Selection.from_mask(self.concept_rule.select(scores))
+        on = selection.mask()
+        gates = self.concept_rule.gate(scores.flatten(), concept)
+        factors = on if gates is None else on * gates.reshape(batch, p)
+        values = self.domain_rule.compete(values * factors.view(batch, p, *(1,) * self.n_dim))
+        out = self.decoder_trunk(self.concept_decoder.dense_forward(values))
+        codes = self._codes(values[selection.sample, selection.concept], selection)
+        reconstruction = self.denormalize(self.basis.resample(out, x.shape[2:]))
+        rows = None if gates is None else gates.reshape(batch, p)[on]
+        return SAEOutput(reconstruction, codes, scores, rows)
+
+    @torch.no_grad()
+    def _dense_scores(self, pre_codes: Tensor, values: Tensor, quadrature: Tensor) -> Tensor:
+        """As :meth:`_rank`, with moments and norms taken on the grid."""
+        norms = self.concept_decoder.kernel_norms()
+        scores = self.basis.mean_square(values).sqrt() * norms
+        if self.selection == "exact":
+            return scores
+        mean = (pre_codes * quadrature).flatten(2).sum(-1)
+        estimate, bound = self._estimates(Energies(mean, self.basis.mean_square(pre_codes)), norms)
+        if self.selection == "energy" or not self.domain_rule.rectifies:
+            return estimate
+        return scores * self.concept_rule.candidates(estimate, bound, self.oversample)
+
+    def kernel_norms(self) -> Tensor:
+        """L2 norm of each concept's atom over all channels, ``(n_concepts,)``, before the decoder's trunk."""
+        return self.concept_decoder.kernel_norms()
+
+    @full_precision
+    @torch.no_grad()
+    def atoms(self, concepts: Sequence[int] | Tensor, shape: Sequence[int]) -> Tensor:
+        """What the decoder writes for one concept's unit impulse: its kernel, seen on a grid.
+
+        The impulse holds every kept mode in phase at the centre of the grid and has L2 norm one, so atoms are the same
+        functions on every grid. With a trunk the atom is the change that the impulse makes to the decoder's output.
+
+        Parameters
+        ----------
+        concepts : sequence of int
+            Which concepts, n of them.
+        shape : sequence of int
+            The grid.
+
+        Returns
+        -------
+        Tensor
+            ``(n, channels, *shape)``, in normalised units.
+        """
+        atoms = self.concept_decoder.atoms(self.check_concepts(concepts), self.basis.check_grid(shape))
+        if isinstance(self.decoder_trunk, nn.Identity):
+            return atoms
+        bias = self.concept_decoder.conv.bias.expand_as(atoms)
+        return self.decoder_trunk(atoms + bias) - self.decoder_trunk(bias.contiguous())
+
+    @full_precision
+    def dead_reconstruction(self, x: Tensor, dead: Tensor, k: int) -> Tensor | None:
+        """See :meth:`SAE.dead_reconstruction`. Concepts are ranked by their energy before rectification, and their
+        pre-codes are rectified by a leaky ReLU, so that a wholly negative one still gets a gradient."""
+        n_dead = int(dead.sum())
+        if not n_dead:
+            return None
+        spectrum = self._analyse(x)
+        with torch.no_grad():
+            estimate, _ = self._estimates(self.concept_encoder.energies(spectrum), self.kernel_norms())
+            index = estimate.masked_fill(~dead, -1.0).topk(min(k, n_dead), dim=1).indices
+            mask = torch.zeros_like(estimate, dtype=torch.bool).scatter(1, index, True)
+        selection = Selection.from_mask(mask)
+        values = nn.functional.leaky_relu(self.concept_encoder.gather(spectrum, selection), 0.01)
+        written = self.concept_decoder.contract(values, selection)
+        return self.basis.resample(written, x.shape[2:]) * self.scale
+
+    @torch.no_grad()
+    def initialize_from(self, x: Tensor, generator: torch.Generator | None = None) -> None:
+        """Start each concept's pointwise part from the activation at a random point of a random sample, drawn in
+        proportion to its norm; see :meth:`initialize_dictionary` for the rest."""
+        if self.concept_decoder.skip is not None:
+            points = _random_points(self.normalize(x), generator)
+            norms = points.norm(dim=1).clamp_min(1e-12)
+            drawn = torch.multinomial(norms, self.n_concepts, replacement=True, generator=generator)
+            self.concept_decoder.skip.conv.weight[..., 0] = (points[drawn] / norms[drawn, None]).T
+        self.initialize_dictionary()
+
+    @torch.no_grad()
+    def initialize_dictionary(self) -> None:
+        """Spectral parts small beside pointwise ones, atoms of L2 norm one, encoder = adjoint of the decoder, biases
+        zero."""
+        decoder = self.concept_decoder
+        decoder.scale_spectral(_SPECTRAL_SHARE if decoder.skip is not None else 1.0)
+        decoder.scale_concepts(1 / decoder.kernel_norms().clamp_min(1e-12))
+        self.concept_encoder.copy_adjoint(decoder)
+        decoder.conv.bias.zero_()
+        self.concept_encoder.conv.bias.zero_()
+
+
+def _random_points(field: Tensor, generator: torch.Generator | None, n: int = 2**15) -> Tensor:
+    """Values at random points of random samples, ``(n, channels)``."""
+    flat = field.flatten(2)
+    sample = torch.randint(len(flat), (n,), generator=generator).to(field.device)
+    point = torch.randint(flat.shape[2], (n,), generator=generator).to(field.device)
+    return flat[sample, :, point]

@@ -1,0 +1,64 @@
+"""Names for things that can be extended from outside: one class, which refuses duplicates and lists what exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """A table from names to objects of one kind.
+
+    Parameters
+    ----------
+    kind : str
+        What the entries are; used in messages.
+
+    Examples
+    --------
+    >>> shapes = Registry("shape")
+    >>> @shapes.register("square")
+    ... class Square: ...
+    >>> shapes.names()
+    ['square']
+    >>> shapes.get("circle")
+    Traceback (most recent call last):
+    ...
+    ValueError: unknown shape 'circle'; known: square
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that adds an object under `name` (case does not matter); ValueError if the name is taken."""
+
+        def add(entry: T) -> T:
+            key = name.lower()
+            if key in self._entries:
+                raise ValueError(f"{self.kind} {name!r} is registered already: {self._entries[key]!r}")
+            self._entries[key] = entry
+            return entry
+
+        return add
+
+    def get(self, name: str) -> T:
+        """The object registered under `name`; ValueError that lists the known names otherwise."""
+        try:
+            return self._entries[name.lower()]
+        except KeyError:
+            known = ", ".join(self.names()) or "none"
+            raise ValueError(f"unknown {self.kind} {name!r}; known: {known}") from None
+
+    def names(self) -> list[str]:
+        """Registered names, sorted."""
+        return sorted(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.lower() in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
