@@ -1,0 +1,76 @@
+"""Sparse autoencoders for neural operators: which concepts does an operator use, where, and what do they do?
+
+Importing this package registers its models with neuralop, so that ``neuralop.models.get_model`` makes them by name.
+"""
+
+from .analysis.evaluate import code_consistency, evaluate
+from .analysis.faithfulness import faithfulness
+from .analysis.report import report
+from .attach.capture import capture
+from .attach.interventions import ablate, replace_activation, splice, steer
+from .attach.sites import Site, find_sites, register_sites
+from .codes import ConceptCodes
+from .layers import (
+    All,
+    BatchTopK,
+    ConceptRule,
+    DomainRule,
+    FourierBasis,
+    Identity,
+    JumpReLU,
+    LocalTopK,
+    Rectify,
+    SoftLocalTopK,
+    SoftThreshold,
+    SpectralBasis,
+    TopFraction,
+    TopK,
+    register_basis,
+    register_concept_rule,
+    register_domain_rule,
+)
+from .models import SAE, SAEFNO, SAEOutput, SAEPointwise, load
+from .training.trainer import TrainingConfig, TrainingHistory, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SAE",
+    "SAEFNO",
+    "All",
+    "BatchTopK",
+    "ConceptCodes",
+    "ConceptRule",
+    "DomainRule",
+    "FourierBasis",
+    "Identity",
+    "JumpReLU",
+    "LocalTopK",
+    "Rectify",
+    "SAEOutput",
+    "SAEPointwise",
+    "Site",
+    "SoftLocalTopK",
+    "SoftThreshold",
+    "SpectralBasis",
+    "TopFraction",
+    "TopK",
+    "TrainingConfig",
+    "TrainingHistory",
+    "ablate",
+    "capture",
+    "code_consistency",
+    "evaluate",
+    "faithfulness",
+    "find_sites",
+    "load",
+    "register_basis",
+    "register_concept_rule",
+    "register_domain_rule",
+    "register_sites",
+    "replace_activation",
+    "report",
+    "splice",
+    "steer",
+    "train",
+]

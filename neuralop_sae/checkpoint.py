@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,31 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def folder_atomically(path: str | Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `path` when the block ends well, and vanishes when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as holder:
+        new = Path(holder) / "new"
+        new.mkdir()
+        yield new
+        if path.exists():
+            os.replace(path, Path(holder) / "old")
+        os.replace(new, path)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make the folder, and raise OSError that names it if it cannot be made or written: before work is lost."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(f"cannot write to the output folder {folder}: {error.strerror or error}") from error
 
 
 def write_json(path: str | Path, data: Any) -> None:

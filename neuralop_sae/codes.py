@@ -56,6 +56,16 @@ class ConceptCodes:
         """L2 norm of each code over the domain, ``(n,)``."""
         return self.basis.mean_square(self.values).sqrt()
 
+    def l0(self) -> Tensor:
+        """Concepts on per sample (their code is not zero everywhere), mean over the samples, ``()``."""
+        return self.values.detach().flatten(1).any(1).sum() / self.n_samples
+
+    def l0_local(self) -> Tensor:
+        """Concepts expressed per point (their code is not zero there), mean over the domain by quadrature and over the
+        samples, ``()``."""
+        expressed = (self.values.detach() != 0).to(self.values.dtype)
+        return (expressed * self.basis.quadrature(self.grid, like=expressed)).sum() / self.n_samples
+
     def to_dense(self) -> Tensor:
         """``(n_samples, n_concepts, *code_grid)``, zero where a concept is off."""
         dense = self.values.new_zeros(self.n_samples * self.n_concepts, *self.grid)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from math import ceil
+from operator import length_hint
 from typing import Any, overload
 
 import torch
@@ -17,11 +18,33 @@ Inputs = Tensor | Mapping[str, Tensor] | Iterable[Any]
 
 
 @overload
-def capture(model: nn.Module, sites: str, inputs: Inputs, **options: Any) -> Tensor: ...
+def capture(  # type: ignore[overload-overlap]  # a str is a Sequence[str]; the first signature wins
+    model: nn.Module,
+    sites: str,
+    inputs: Inputs,
+    *,
+    batch_size: int = ...,
+    padded: bool = ...,
+    device: torch.device | str | None = ...,
+    data_processor: Any = ...,
+    max_samples: int | None = ...,
+    progress: bool = ...,
+) -> Tensor: ...
 
 
 @overload
-def capture(model: nn.Module, sites: Sequence[str], inputs: Inputs, **options: Any) -> dict[str, Tensor]: ...
+def capture(
+    model: nn.Module,
+    sites: Sequence[str],
+    inputs: Inputs,
+    *,
+    batch_size: int = ...,
+    padded: bool = ...,
+    device: torch.device | str | None = ...,
+    data_processor: Any = ...,
+    max_samples: int | None = ...,
+    progress: bool = ...,
+) -> dict[str, Tensor]: ...
 
 
 def capture(
@@ -38,8 +61,8 @@ def capture(
 ) -> Tensor | dict[str, Tensor]:
     """Run a model on inputs and keep what it computes at one site or several, in one pass.
 
-    The model runs without gradient in eval mode, and gets every submodule's training flag back. Inside a `splice` the
-    activations are those after the edit.
+    The model runs without gradient in eval mode, and gets every submodule's training flag back. Inside a
+    `splice` the activations are those after the edit.
 
     Parameters
     ----------
@@ -48,14 +71,15 @@ def capture(
     sites : str or sequence of str
         Names from `find_sites`.
     inputs : Tensor, mapping of str to Tensor, or iterable
-        A tensor ``(N, channels, *grid)``; a mapping with such a tensor as ``"x"``; or batches, each a tensor or a mapping
-        with ``"x"``, such as neuralop's data loaders.
+        A tensor ``(N, channels, *grid)``; a mapping with such a tensor as ``"x"``; or batches, each a tensor
+        or a mapping with ``"x"``, such as neuralop's data loaders.
     batch_size : int, optional
         Samples per forward pass for a tensor or a mapping; batches are used as they come.
     padded : bool, optional
         Whether to keep neuralop's domain padding at the sites that have it; by default it is cut off.
     device : torch.device or str, optional
-        Where the inputs are moved; the device of the model's first parameter by default. The model is never moved.
+        Where the inputs are moved; the device of the model's first parameter by default. The model is never
+        moved.
     data_processor : DataProcessor, optional
         neuralop's processor: its ``preprocess`` is applied, in eval mode, to every batch as a mapping.
     max_samples : int, optional
@@ -66,8 +90,8 @@ def capture(
     Returns
     -------
     Tensor or dict of str to Tensor
-        Activations ``(N, channels, *grid)`` on the CPU, detached and sharing no memory with the model: one tensor for a
-        single name, a dict by name for a sequence of names.
+        Activations ``(N, channels, *grid)`` on the CPU, detached and sharing no memory with the model: one
+        tensor for a single name, a dict by name for a sequence of names.
 
     Raises
     ------
@@ -93,14 +117,16 @@ def capture(
     recorders = [_Recorder(model, resolve_site(model, name), padded) for name in names]
     processors = [data_processor] if isinstance(data_processor, nn.Module) else []
     with ExitStack() as stack:
-        # Not inference_mode: it would leave inference tensors in caches of the model (SphericalConv's transforms), and
-        # later backward passes fail on them.
+        # Not inference_mode: it would leave inference tensors in caches of the model (SphericalConv's
+        # transforms), and later backward passes fail on them.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(eval_mode(model, *processors))
         for recorder in recorders:
             stack.enter_context(hooked(model, recorder.site, recorder))
-        batches = tqdm(iterate_batches(inputs, batch_size), total=_n_batches(inputs, batch_size), disable=not progress)
+        batches = tqdm(
+            iterate_batches(inputs, batch_size), total=_n_batches(inputs, batch_size), disable=not progress
+        )
         for x in _model_inputs(batches, data_processor, device or _device_of(model), max_samples):
             model(x)
             for recorder in recorders:
@@ -129,7 +155,8 @@ def iterate_batches(inputs: Inputs, batch_size: int = 32) -> Iterator[dict[str, 
     TypeError
         If the inputs or a batch are of another type.
     ValueError
-        If a mapping has no ``"x"``, its tensors differ in the number of samples, or `batch_size` is not positive.
+        If a mapping has no ``"x"``, its tensors differ in the number of samples, or `batch_size` is not
+        positive.
 
     Examples
     --------
@@ -142,14 +169,18 @@ def iterate_batches(inputs: Inputs, batch_size: int = 32) -> Iterator[dict[str, 
         whole = _as_batch(inputs)
         lengths = {key: value.shape[0] if isinstance(value, Tensor) else None for key, value in whole.items()}
         if len(set(lengths.values())) != 1:
-            raise ValueError(f"a mapping of inputs holds tensors with the same number of samples; got {lengths}")
+            raise ValueError(
+                f"a mapping of inputs holds tensors with the same number of samples; got {lengths}"
+            )
         for start in range(0, whole["x"].shape[0], batch_size):
             yield {key: value[start : start + batch_size] for key, value in whole.items()}
     elif isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes)):
         for batch in inputs:
             yield _as_batch(batch)
     else:
-        raise TypeError(f"inputs must be a tensor, a mapping or an iterable of batches; got {type(inputs).__name__}")
+        raise TypeError(
+            f"inputs must be a tensor, a mapping or an iterable of batches; got {type(inputs).__name__}"
+        )
 
 
 @contextmanager
@@ -173,10 +204,10 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def hooked(model: nn.Module, site: Site, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """While active, pass every activation at a site to a function, and put what it returns in the activation's place.
+    """While active, pass every activation at a site to a function, and put its result in their place.
 
-    Code made by ``torch.compile`` runs eagerly meanwhile: a compiled graph does not notice hooks that come later (Dynamo
-    does not guard on them: ``torch._dynamo.config.skip_nnmodule_hook_guards``).
+    Code made by ``torch.compile`` runs eagerly meanwhile: a compiled graph does not notice hooks that come
+    later (Dynamo does not guard on them: ``torch._dynamo.config.skip_nnmodule_hook_guards``).
 
     Parameters
     ----------
@@ -185,8 +216,8 @@ def hooked(model: nn.Module, site: Site, function: Callable[[Tensor], Tensor | N
     site : Site
         One of its sites, from `resolve_site`.
     function : callable
-        Takes the whole activation, padding included, and must not change it in place: identity skips of neuralop return
-        the tensor that they were given. None leaves the activation as it is.
+        Takes the whole activation, padding included, and must not change it in place: identity skips of
+        neuralop return the tensor that they were given. None leaves the activation as it is.
     """
     module = original_module(model).get_submodule(site.path)
     rule = rule_of(module)
@@ -204,6 +235,7 @@ def hooked(model: nn.Module, site: Site, function: Callable[[Tensor], Tensor | N
     finally:
         handle.remove()
 
+
 class _Recorder:
     """Keeps the activations of one site, batch by batch, and counts how often the site fires."""
 
@@ -217,17 +249,19 @@ class _Recorder:
     def __call__(self, activation: Tensor) -> None:
         self._fired += 1
         if not self._padded:
-            activation = activation[(..., *unpadded_slices(self._model, self.site, activation.shape[2:]))]
+            activation = activation[unpadded_slices(self._model, self.site, activation.shape)]
         # A copy even on the CPU: identity skips return the tensor that the model goes on with.
         self._batches.append(activation.detach().to("cpu", copy=True))
 
     def end_of_pass(self) -> None:
         fired, self._fired = self._fired, 0
         if fired == 0:
-            raise RuntimeError(f"site {str(self.site)!r} did not fire: the forward pass never calls this module")
+            raise RuntimeError(
+                f"site {str(self.site)!r} did not fire: the forward pass never calls this module"
+            )
         if fired > 1:
             raise RuntimeError(
-                f"site {str(self.site)!r} fired {fired} times in one forward pass, so its calls cannot be told apart; "
+                f"site {str(self.site)!r} fired {fired} times in a pass: its calls are not told apart; "
                 "give the class that calls it a rule with register_sites"
             )
 
@@ -244,7 +278,10 @@ class _Recorder:
 
 
 def _model_inputs(
-    batches: Iterable[dict[str, Any]], data_processor: Any, device: torch.device | str, max_samples: int | None
+    batches: Iterable[dict[str, Any]],
+    data_processor: Any,
+    device: torch.device | str,
+    max_samples: int | None,
 ) -> Iterator[Tensor]:
     remaining = max_samples
     for batch in batches:
@@ -267,16 +304,19 @@ def _as_batch(batch: Any) -> dict[str, Any]:
             f"a batch must be a tensor or a mapping with 'x'; got {type(batch).__name__}: "
             "pass for example ({'x': b[0]} for b in loader)"
         )
-    if not isinstance(batch.get("x"), Tensor):
-        raise ValueError(f"a mapping must hold the model's input as the tensor 'x'; its keys are {list(batch)}")
+    if "x" not in batch:
+        raise ValueError(f"a mapping must hold the model's input as 'x'; its keys are {list(batch)}")
+    if not isinstance(batch["x"], Tensor):
+        raise TypeError(f"the model's input 'x' must be a tensor; got {type(batch['x']).__name__}")
     return dict(batch)
 
 
 def _n_batches(inputs: Inputs, batch_size: int) -> int | None:
+    """Number of batches for the progress bar; None if it is not known beforehand."""
     if isinstance(inputs, (Tensor, Mapping)):
         x = inputs if isinstance(inputs, Tensor) else inputs.get("x")
         return None if x is None else ceil(len(x) / batch_size)
-    return len(inputs) if isinstance(inputs, Sized) else None
+    return length_hint(inputs) or None
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -296,7 +336,9 @@ def _activation(output: Any, site: Site) -> Tensor:
     entry = output
     if site.output is not None:
         if not isinstance(output, (tuple, list)) or site.output >= len(output):
-            raise TypeError(f"site {str(site)!r}: the module returns no output {site.output}, but {_describe(output)}")
+            raise TypeError(
+                f"site {str(site)!r}: the module returns no output {site.output}, but {_describe(output)}"
+            )
         entry = output[site.output]
     if not isinstance(entry, Tensor):
         raise TypeError(

@@ -17,6 +17,8 @@ from .capture import eval_mode, hooked
 from .sites import resolve_site, unpadded_slices
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from ..codes import ConceptCodes
 
 Edit = Callable[["ConceptCodes"], "ConceptCodes"]
@@ -54,9 +56,11 @@ class Replacement:
         self._frozen = frozen
         self._stack: ExitStack | None = None
 
-    def __enter__(self) -> Replacement:
+    def __enter__(self) -> Self:
         if self._stack is not None:
-            raise RuntimeError(f"this replacement at {str(self.site)!r} is active already; make another one to nest them")
+            raise RuntimeError(
+                f"this replacement at {str(self.site)!r} is active already; make another one to nest them"
+            )
         with ExitStack() as stack:
             stack.enter_context(eval_mode(*self._frozen))
             stack.enter_context(hooked(self._model, self.site, self._replace))
@@ -73,8 +77,9 @@ class Replacement:
     def _replace(self, activation: Tensor) -> Tensor:
         if self._padded or not self.site.padded:
             return self._checked(activation)
-        inside = (..., *unpadded_slices(self._model, self.site, activation.shape[2:]))
-        # A new tensor: the model may go on with this one elsewhere (identity skips of neuralop return their input).
+        inside = unpadded_slices(self._model, self.site, activation.shape)
+        # A new tensor: the model may go on with this one elsewhere (identity skips of neuralop return their
+        # input).
         whole = activation.clone()
         whole[inside] = self._checked(activation[inside])
         return whole
@@ -82,13 +87,16 @@ class Replacement:
     def _checked(self, activation: Tensor) -> Tensor:
         new = self._function(activation)
         if not isinstance(new, Tensor):
-            raise TypeError(f"site {str(self.site)!r}: the replacement must be a tensor; got {type(new).__name__}")
+            raise TypeError(
+                f"site {str(self.site)!r}: the replacement must be a tensor; got {type(new).__name__}"
+            )
         if new.shape != activation.shape:
             raise ValueError(
                 f"site {str(self.site)!r}: the replacement has shape {tuple(new.shape)}, the activation "
                 f"(batch, channels, *grid) = {tuple(activation.shape)}"
             )
-        return new.to(activation.dtype)
+        # Contiguous: neuralop's pointwise skips call view() on what they get.
+        return new.to(activation.dtype).contiguous()
 
 
 def replace_activation(
@@ -103,11 +111,11 @@ def replace_activation(
     site : str
         A name from `find_sites`.
     function : callable
-        Takes the activation ``(B, channels, *grid)`` and returns its replacement, of the same shape. It must not change
-        its argument in place.
+        Takes the activation ``(B, channels, *grid)`` and returns its replacement, of the same shape. It must
+        not change its argument in place.
     padded : bool, optional
-        Whether the function sees neuralop's domain padding at a site that has it. By default it sees the unpadded domain
-        and the margins keep the model's own values.
+        Whether the function sees neuralop's domain padding at a site that has it. By default it sees the
+        unpadded domain and the margins keep the model's own values.
 
     Returns
     -------
@@ -121,8 +129,9 @@ def replace_activation(
 
     Notes
     -----
-    Replacements at the same site act in the order in which they were entered. A module that is called several times in
-    one pass and has no `SiteRule` is replaced at every call. Code made by ``torch.compile`` runs eagerly in the block.
+    Replacements at the same site act in the order in which they were entered. A module that is called several
+    times in one pass and has no `SiteRule` is replaced at every call. Code made by ``torch.compile`` runs
+    eagerly in the block.
 
     Examples
     --------
@@ -151,8 +160,9 @@ def splice(
         keep_error=True     stop(x - decode(c)) + decode(e(c))
         keep_error=False    decode(e(c))
 
-    where stop(.) passes no gradient. The error is that of the clean codes, so it cannot undo an edit, and it is added as
-    ``x + (decode(e(c)) - decode(c))``: an edit that changes nothing gives the operator's own output bit for bit.
+    where stop(.) passes no gradient. The error is that of the clean codes, so it cannot undo an edit, and it
+    is added as ``x + (decode(e(c)) - decode(c))``: an edit that changes nothing gives the operator's own
+    output bit for bit.
 
     Parameters
     ----------
@@ -161,8 +171,8 @@ def splice(
     site : str
         A name from `find_sites`.
     sae : nn.Module
-        The autoencoder, with ``encode`` and ``decode``. It is in eval mode inside the block. Activations are cast to its
-        dtype, and its output is cast back.
+        The autoencoder, with ``encode`` and ``decode``. It is in eval mode inside the block. Activations are
+        cast to its dtype, and its output is cast back.
     edits : callable or sequence of callables, optional
         Functions codes -> codes, applied in order, such as `ablate` and `steer`.
     keep_error : bool, optional
@@ -173,8 +183,8 @@ def splice(
     Returns
     -------
     Replacement
-        The context manager. Gradients reach the operator's inputs, the autoencoder and the tensors used by edits; with
-        `keep_error` what the autoencoder does not reconstruct carries none.
+        The context manager. Gradients reach the operator's inputs, the autoencoder and the tensors used by
+        edits; with `keep_error` what the autoencoder does not reconstruct carries none.
 
     Raises
     ------
@@ -188,7 +198,9 @@ def splice(
     >>> with splice(model, "fno_blocks.2", sae, edits=[ablate(3), steer(7, scale=2.0)]):  # doctest: +SKIP
     ...     y = model(x)
     """
-    if not isinstance(sae, nn.Module) or not all(callable(getattr(sae, name, None)) for name in ("encode", "decode")):
+    if not isinstance(sae, nn.Module) or not all(
+        callable(getattr(sae, name, None)) for name in ("encode", "decode")
+    ):
         raise TypeError(f"sae must be an nn.Module with encode and decode; got {type(sae).__name__}")
     chain = (edits,) if callable(edits) else tuple(edits)
     for edit in chain:
@@ -226,7 +238,9 @@ class _Spliced:
     def _dtype(self, x: Tensor) -> torch.dtype:
         for tensor in (*self.sae.parameters(), *self.sae.buffers()):
             if tensor.device != x.device:
-                raise ValueError(f"the SAE is on {tensor.device}, the activation on {x.device}: use sae.to({str(x.device)!r})")
+                raise ValueError(
+                    f"the SAE is on {tensor.device}, the activation on {x.device}: move it with sae.to(...)"
+                )
             if tensor.is_floating_point() or tensor.is_complex():
                 return x.dtype if x.is_complex() else tensor.dtype.to_real()
         return x.dtype
@@ -234,13 +248,16 @@ class _Spliced:
     def _edit(self, codes: ConceptCodes) -> ConceptCodes:
         if not self.edits:
             return codes
-        # Copies, so that an edit that writes in place does not change the clean codes, and with them the error.
+        # Copies, so that an edit that writes in place does not change the clean codes, and with them the
+        # error.
         tensors = {name: getattr(codes, name).clone() for name in ("sample", "concept", "values")}
         edited = replace(codes, **tensors)
         for edit in self.edits:
             edited = edit(edited)
             if not isinstance(edited, type(codes)):
-                raise TypeError(f"edit {edit!r} must return {type(codes).__name__}; got {type(edited).__name__}")
+                raise TypeError(
+                    f"edit {edit!r} must return {type(codes).__name__}; got {type(edited).__name__}"
+                )
         return edited
 
 
@@ -256,7 +273,9 @@ class Ablate:
 
     def __call__(self, codes: ConceptCodes) -> ConceptCodes:
         keep = ~_rows(codes, self.concepts)
-        return replace(codes, sample=codes.sample[keep], concept=codes.concept[keep], values=codes.values[keep])
+        return replace(
+            codes, sample=codes.sample[keep], concept=codes.concept[keep], values=codes.values[keep]
+        )
 
     def __repr__(self) -> str:
         return f"ablate({', '.join(map(str, self.concepts))})"
@@ -323,15 +342,16 @@ def steer(concept: int | Iterable[int], scale: float | Tensor = 1.0, region: Ten
     scale : float or Tensor, optional
         The factor, a number or a tensor with one element.
     region : Tensor, optional
-        Weights w over the domain, ``(*grid)``, bool or float: the factor is ``1 + w (scale - 1)``, hence `scale` where w
-        is 1 or True and 1 where it is 0 or False. Weights on another grid than the codes' are resampled with
-        ``torch.nn.functional.interpolate``: bool by ``mode="nearest"``, float by ``mode="area"``.
+        Weights w over the domain, ``(*grid)``, bool or float: the factor is ``1 + w (scale - 1)``, hence
+        `scale` where w is 1 or True and 1 where it is 0 or False. Weights on another grid than the codes' are
+        resampled with ``torch.nn.functional.interpolate``: bool by ``mode="nearest"``, float by
+        ``mode="area"``.
 
     Returns
     -------
     Steer
-        The edit. It raises ValueError on codes that do not have one of these concepts in 0..n_concepts-1, and on codes
-        whose grid has another number of axes than the region.
+        The edit. It raises ValueError on codes that do not have one of these concepts in 0..n_concepts-1, and
+        on codes whose grid has another number of axes than the region.
 
     Raises
     ------
@@ -365,7 +385,9 @@ def _indices(concepts: Any) -> tuple[int, ...]:
         raise ValueError("no concepts given: name at least one, an integer in 0..n_concepts-1")
     for item in items:
         if isinstance(item, bool) or not hasattr(item, "__index__"):
-            raise ValueError(f"concepts are integers in 0..n_concepts-1; got {item!r} of type {type(item).__name__}")
+            raise ValueError(
+                f"concepts are integers in 0..n_concepts-1; got {item!r} of type {type(item).__name__}"
+            )
     return tuple(index(item) for item in items)
 
 
@@ -373,7 +395,9 @@ def _rows(codes: ConceptCodes, concepts: tuple[int, ...]) -> Tensor:
     """Which rows ``(n,)`` belong to the concepts."""
     for concept in concepts:
         if not 0 <= concept < codes.n_concepts:
-            raise ValueError(f"concept {concept} is out of range: n_concepts={codes.n_concepts}, so 0..{codes.n_concepts - 1}")
+            raise ValueError(
+                f"concept {concept} is out of range 0..{codes.n_concepts - 1}: n_concepts={codes.n_concepts}"
+            )
     return torch.isin(codes.concept, torch.tensor(concepts, device=codes.concept.device))
 
 
@@ -384,7 +408,9 @@ def _on_grid(region: Tensor, grid: Sequence[int]) -> Tensor:
     if tuple(region.shape) == tuple(grid):
         return region
     if len(grid) > 3:
-        raise ValueError(f"a region in {len(grid)} dimensions cannot be resampled: give it on the codes' grid {tuple(grid)}")
+        raise ValueError(
+            f"cannot resample a region in {len(grid)} dimensions: give it on the codes' grid {tuple(grid)}"
+        )
     mode = "nearest" if region.dtype == torch.bool else "area"
     field = region.to(torch.get_default_dtype() if mode == "nearest" else region.dtype)
     return interpolate(field[None, None], size=tuple(grid), mode=mode)[0, 0]

@@ -1,8 +1,9 @@
 """Sites: the places of a pretrained operator where activations can be read and replaced.
 
-neuralop calls one ``FNOBlocks`` module once per layer, so a module path alone does not name a block's output. A site is
-therefore a module path, the index of the call and the index of the output. How the calls of a module class are told
-apart, which submodules run in each, and which of them see the padded domain is written once per class, in a `SiteRule`.
+neuralop calls one ``FNOBlocks`` module once per layer, so a module path alone does not name a block's output.
+A site is therefore a module path, the index of the call and the index of the output. How the calls of a
+module class are told apart, which submodules run in each, and which of them see the padded domain is written
+once per class, in a `SiteRule`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neuralop.layers.fno_block import FNOBlocks
 from neuralop.models.fno import FNO
 from torch import nn
 
 from ..registry import Registry
+
+if TYPE_CHECKING:
+    from typing import Self
 
 Stages = Callable[[nn.Module, int], Sequence[str]]
 
@@ -46,7 +50,7 @@ class Site(str):
     """
 
     path: str
-    index: int | None
+    index: int | None  # type: ignore[assignment]  # str.index gives way: a name is not searched for characters
     padded: bool
     output: int | None
     owner: str
@@ -62,7 +66,7 @@ class Site(str):
         output: int | None = None,
         owner: str = "",
         scale: tuple[float, ...] = (),
-    ) -> Site:
+    ) -> Self:
         site = super().__new__(cls, name)
         path = str(name) if path is None else path
         site.__dict__.update(path=path, index=index, padded=padded, output=output, owner=owner, scale=scale)
@@ -79,8 +83,8 @@ class SiteRule:
     Parameters
     ----------
     stages : callable
-        ``stages(module, call)`` gives the paths of the submodules that run in that call, in execution order. A path
-        that the module does not have is skipped.
+        ``stages(module, call)`` gives the paths of the submodules that run in that call, in execution order.
+        A path that the module does not have is skipped.
     call_argument : (str, int), optional
         Name and position of the argument of ``forward`` that tells calls apart; None if there is one call.
     n_calls : str, optional
@@ -167,14 +171,15 @@ def _fno_block_stages(module: nn.Module, call: int) -> Sequence[str]:
 def find_sites(model: nn.Module) -> list[Site]:
     """List the sites of a model in execution order.
 
-    FNO, TFNO and SFNO: ``lifting``, the parts and the output of every block, ``projection``. A module without a
-    `SiteRule` contributes its submodules by path, children before their parent, each taken to be called once; operators
-    nested in it keep their own sites, with their path as prefix.
+    FNO, TFNO and SFNO: ``lifting``, the parts and the output of every block, ``projection``. A module without
+    a `SiteRule` contributes its submodules by path, children before their parent, each taken to be called
+    once; operators nested in it keep their own sites, with their path as prefix.
 
     Parameters
     ----------
     model : nn.Module
-        The operator, or a module that contains one; a model made by ``torch.compile`` has the names of the original.
+        The operator, or a module that contains one; a model made by ``torch.compile`` has the names of the
+        original.
 
     Returns
     -------
@@ -184,9 +189,9 @@ def find_sites(model: nn.Module) -> list[Site]:
     Examples
     --------
     >>> from neuralop.models import FNO
-    >>> model = FNO(n_modes=(4,), in_channels=1, out_channels=1, hidden_channels=4, n_layers=1, channel_mlp_skip=None)
+    >>> model = FNO((4,), 1, 1, hidden_channels=4, n_layers=1, use_channel_mlp=False)
     >>> find_sites(model)
-    ['lifting', 'fno_blocks.fno_skips.0', 'fno_blocks.convs.0', 'fno_blocks.channel_mlp.0', 'fno_blocks.0', 'projection']
+    ['lifting', 'fno_blocks.fno_skips.0', 'fno_blocks.convs.0', 'fno_blocks.0', 'projection']
     """
     return list(_walk(original_module(model), Site("")))
 
@@ -227,11 +232,12 @@ def resolve_site(model: nn.Module, name: str) -> Site:
     raise ValueError(f"unknown site {name!r}{hint} known sites: {', '.join(sites) or 'none'}")
 
 
-def unpadded_slices(model: nn.Module, site: Site, grid: Sequence[int]) -> tuple[slice, ...]:
+def unpadded_slices(model: nn.Module, site: Site, shape: Sequence[int]) -> tuple[slice, ...]:
     """Slices that cut neuralop's domain padding from an activation.
 
-    ``DomainPadding.unpad`` knows only the grid of the last block, for input grids that it has padded before (KeyError
-    for all others), so the margins are computed here from the padding fractions and the grid itself.
+    ``DomainPadding.unpad`` knows only the grid of the last block, for input grids that it has padded before
+    (KeyError for all others), so the margins are computed here from the padding fractions and the grid
+    itself.
 
     Parameters
     ----------
@@ -239,13 +245,13 @@ def unpadded_slices(model: nn.Module, site: Site, grid: Sequence[int]) -> tuple[
         The model that the site belongs to.
     site : Site
         The site.
-    grid : sequence of int
-        Grid of the activation, ``activation.shape[2:]``.
+    shape : sequence of int
+        Shape of the activation, ``(B, channels, *grid)``.
 
     Returns
     -------
     tuple of slice
-        One per grid axis; they keep everything at a site that is not padded.
+        One per axis; they keep everything at a site that is not padded.
 
     Raises
     ------
@@ -253,7 +259,8 @@ def unpadded_slices(model: nn.Module, site: Site, grid: Sequence[int]) -> tuple[
         If no margin, or more than one, belongs to the grid.
     """
     if not site.padded:
-        return (slice(None),) * len(grid)
+        return (slice(None),) * len(shape)
+    grid = tuple(shape[2:])
     padding = original_module(model).get_submodule(site.owner).domain_padding
     assert isinstance(padding, nn.Module)
     # A number becomes a list at the first forward pass (upstream DomainPadding.pad).
@@ -262,14 +269,19 @@ def unpadded_slices(model: nn.Module, site: Site, grid: Sequence[int]) -> tuple[
         fractions = [fractions] * len(grid)
     scale = site.scale or (1.0,) * len(grid)
     if not len(fractions) == len(scale) == len(grid):
-        raise ValueError(f"site {str(site)!r}: grid {tuple(grid)} does not have the {len(fractions)} axes of domain_padding")
+        raise ValueError(
+            f"site {str(site)!r}: grid {grid} does not have the {len(fractions)} axes of domain_padding"
+        )
     margins = [_margin(n, float(p), s) for n, p, s in zip(grid, fractions, scale, strict=True)]
     if any(margin is None for margin in margins):
         raise ValueError(
-            f"site {str(site)!r}: grid {tuple(grid)} does not determine the margins of domain_padding={list(fractions)} "
+            f"site {str(site)!r}: grid {grid} does not fix the margins of domain_padding={list(fractions)} "
             f"at resolution scale {scale}: rounding left no unpadded grid or several; use padded=True"
         )
-    return tuple(slice(margin, n - margin) for margin, n in zip(margins, grid, strict=True) if margin is not None)
+    inside = (
+        slice(margin, n - margin) for margin, n in zip(margins, grid, strict=True) if margin is not None
+    )
+    return (slice(None), slice(None), *inside)
 
 
 def original_module(model: nn.Module) -> nn.Module:
@@ -345,7 +357,7 @@ def _is_called(module: nn.Module) -> bool:
 
 @lru_cache(maxsize=1024)
 def _margin(n: int, fraction: float, scale: float) -> int | None:
-    """Padding at each end of an axis of n points, as DomainPadding rounds it; None if n does not determine it."""
+    """Padding at each end of an axis of n points, as DomainPadding rounds it; None if n does not fix it."""
     largest = ceil((n + 1) / scale)
     margins = {
         round(scale * round(fraction * points))

@@ -5,6 +5,7 @@ from .concepts import ConceptDecoder, ConceptEncoder, Spectrum
 from .fourier import FourierBasis
 from .selection import Selection
 from .sparsity import (
+    All,
     BatchTopK,
     ConceptRule,
     DomainRule,
@@ -12,6 +13,7 @@ from .sparsity import (
     JumpReLU,
     LocalTopK,
     Rectify,
+    SoftLocalTopK,
     SoftThreshold,
     TopFraction,
     TopK,
@@ -21,6 +23,7 @@ from .sparsity import (
 from .spectral_convolution import FourierConv
 
 __all__ = [
+    "All",
     "BatchTopK",
     "ConceptDecoder",
     "ConceptEncoder",
@@ -33,6 +36,7 @@ __all__ = [
     "LocalTopK",
     "Rectify",
     "Selection",
+    "SoftLocalTopK",
     "SoftThreshold",
     "SpectralBasis",
     "Spectrum",

@@ -1,6 +1,7 @@
 """Sparse autoencoders on fields."""
 
 from .base import SAE, SAEOutput, load, saes
+from .baselines import SAEPointwise
 from .fno import SAEFNO
 
-__all__ = ["SAE", "SAEFNO", "SAEOutput", "load", "saes"]
+__all__ = ["SAE", "SAEFNO", "SAEOutput", "SAEPointwise", "load", "saes"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..codes import ConceptCodes
+from ..layers.basis import SpectralBasis
 from ..layers.sparsity import Rule
 from ..registry import Registry
 
@@ -60,7 +61,7 @@ def full_precision(method: F) -> F:
 class SAE(nn.Module, ABC):
     """Base of all sparse autoencoders on fields.
 
-    Subclasses give :meth:`encode`, :meth:`decode`, :meth:`forward`, :meth:`dense_forward`, :meth:`atoms`,
+    Subclasses give :attr:`basis`, :meth:`encode`, :meth:`decode`, :meth:`forward`, :meth:`dense_forward`, :meth:`atoms`,
     :meth:`kernel_norms`, :meth:`initialize_from` and :meth:`dead_reconstruction`; keep each constructor argument as an
     attribute of the same name; and register themselves in ``saes``.
 
@@ -86,6 +87,11 @@ class SAE(nn.Module, ABC):
         self.in_channels, self.n_concepts = in_channels, n_concepts
         self.register_buffer("mean", torch.zeros(in_channels))
         self.register_buffer("scale", torch.ones(()))
+
+    @property
+    @abstractmethod
+    def basis(self) -> SpectralBasis:
+        """Gives the quadrature and the resampling of fields and codes."""
 
     @abstractmethod
     def encode(self, x: Tensor) -> ConceptCodes:

@@ -90,10 +90,15 @@ class SpectralSAE(SAE):
             scores = self._all_scores(spectrum, norms)
         else:
             scores, bound = self._estimates(self.concept_encoder.energies(spectrum), norms)
-            if self.selection == "two_stage" and self.domain_rule.rectifies:
+            if self._has_second_stage:
                 mask = self.concept_rule.candidates(scores, bound, self.oversample)
                 scores = self._scores(spectrum, Selection.from_mask(mask), norms)
         return Selection.from_mask(self.concept_rule.select(scores)), scores
+
+    @property
+    def _has_second_stage(self) -> bool:
+        """Whether candidates are ranked again by their true code norm: not where energy is exact or all are on."""
+        return self.selection == "two_stage" and self.domain_rule.rectifies and not self.concept_rule.takes_all
 
     def _estimates(self, energies: Energies, norms: Tensor) -> tuple[Tensor, Tensor]:
         """Scores estimated from the moments of the pre-codes, and an upper bound of them."""
@@ -167,7 +172,7 @@ class SpectralSAE(SAE):
             return scores
         mean = (pre_codes * quadrature).flatten(2).sum(-1)
         estimate, bound = self._estimates(Energies(mean, self.basis.mean_square(pre_codes)), norms)
-        if self.selection == "energy" or not self.domain_rule.rectifies:
+        if not self._has_second_stage:
             return estimate
         return scores * self.concept_rule.candidates(estimate, bound, self.oversample)
 
@@ -223,7 +228,7 @@ class SpectralSAE(SAE):
         """Start each concept's pointwise part from the activation at a random point of a random sample, drawn in
         proportion to its norm; see :meth:`initialize_dictionary` for the rest."""
         if self.concept_decoder.skip is not None:
-            points = _random_points(self.normalize(x), generator)
+            points = random_points(self.normalize(x), generator)
             norms = points.norm(dim=1).clamp_min(1e-12)
             drawn = torch.multinomial(norms, self.n_concepts, replacement=True, generator=generator)
             self.concept_decoder.skip.conv.weight[..., 0] = (points[drawn] / norms[drawn, None]).T
@@ -241,7 +246,7 @@ class SpectralSAE(SAE):
         self.concept_encoder.conv.bias.zero_()
 
 
-def _random_points(field: Tensor, generator: torch.Generator | None, n: int = 2**15) -> Tensor:
+def random_points(field: Tensor, generator: torch.Generator | None, n: int = 2**15) -> Tensor:
     """Values at random points of random samples, ``(n, channels)``."""
     flat = field.flatten(2)
     sample = torch.randint(len(flat), (n,), generator=generator).to(field.device)

@@ -1,0 +1,153 @@
+"""How one field is drawn: colour scales, maps, lines, contours, and grids of axes in one style."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1f2937"
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+GREY = "#9aa0a6"
+
+
+@dataclass(frozen=True)
+class ColorScale:
+    """A colour map with its limits, to be shared by the maps that are compared."""
+
+    cmap: str
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, *fields: Tensor) -> ColorScale:
+        """The scale that holds all `fields`: diverging and centred at zero if both signs matter."""
+        low, high = (
+            float(f([float(f2(x)) for x in fields])) for f, f2 in ((min, torch.amin), (max, torch.amax))
+        )
+        # GELU dips to -0.17: a few small negative values must not cost a positive field half of its colours.
+        if min(-low, high) > 0.1 * max(-low, high):
+            return cls("RdBu_r", -max(-low, high), max(-low, high))
+        if 0 <= low <= 0.5 * high:
+            low = 0.0
+        return cls("viridis", low, high if high > low else low + 1.0)
+
+    def css_gradient(self, n_stops: int = 9) -> str:
+        """The colour map as a CSS gradient, from low to high."""
+        import matplotlib
+        from matplotlib.colors import to_hex
+
+        colors = [to_hex(matplotlib.colormaps[self.cmap](i / (n_stops - 1))) for i in range(n_stops)]
+        return f"linear-gradient(to right, {', '.join(colors)})"
+
+
+def plane(values: Tensor) -> Tensor:
+    """What of a field ``(*grid)`` is drawn: in three dimensions the middle slice of the first axis, else
+    itself.
+
+    Raises
+    ------
+    ValueError
+        For more than three dimensions.
+    """
+    if values.ndim > 3:
+        raise ValueError(
+            f"figures draw grids of 1 to 3 dimensions, got {tuple(values.shape)}; take a slice first"
+        )
+    values = values.detach().cpu()
+    if values.ndim == 0:
+        return values.view(1, 1)
+    return values[len(values) // 2] if values.ndim == 3 else values
+
+
+def draw_field(axes: Axes, values: Tensor, scale: ColorScale, background: Tensor | None = None) -> Any:
+    """Draw a field ``(*grid)``, with contours of a second one; returns the image, None for a line."""
+    shown = plane(values).double().numpy()
+    if shown.ndim == 1:
+        _draw_line(axes, shown, scale, background)
+        return None
+    ratio = shown.shape[0] / shown.shape[1]
+    image = axes.imshow(
+        shown,
+        cmap=scale.cmap,
+        vmin=scale.low,
+        vmax=scale.high,
+        extent=(0, 1, 1, 0),
+        aspect=ratio,
+        interpolation="none",
+    )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if background is not None:
+        draw_contours(axes, background, "white" if scale.cmap == "viridis" else "black")
+    return image
+
+
+def draw_contours(axes: Axes, field: Tensor, color: str) -> None:
+    """Contours of a field ``(*grid)`` of two or three dimensions over a map that :func:`draw_field` drew."""
+    shown = plane(field).double()
+    levels = contour_levels(shown)
+    if levels:
+        at = [[(i + 0.5) / n for i in range(n)] for n in shown.shape]
+        axes.contour(at[1], at[0], shown.numpy(), levels=levels, colors=color, linewidths=0.7, alpha=0.75)
+        axes.set(xlim=(0, 1), ylim=(1, 0))
+
+
+def _draw_line(axes: Axes, shown: Any, scale: ColorScale, background: Tensor | None) -> None:
+    at = [i / len(shown) for i in range(len(shown))]
+    if background is not None:
+        over = plane(background).double()
+        spread = (over.max() - over.min()).clamp_min(1e-12)
+        over = scale.low + (over - over.min()) / spread * (scale.high - scale.low)
+        axes.plot([i / len(over) for i in range(len(over))], over.numpy(), color=GREY, linewidth=0.8)
+    axes.plot(at, shown, color=PALETTE[0], linewidth=1.3)
+    margin = 0.05 * (scale.high - scale.low)
+    axes.set(xlim=(0, 1), ylim=(scale.low - margin, scale.high + margin), xticks=[0, 0.5, 1])
+
+
+def contour_levels(field: Tensor) -> list[float]:
+    """Contour levels: between the values of a piecewise constant field, else the quartiles of its values."""
+    values = field.double().flatten().unique()  # type: ignore[no-untyped-call]
+    if len(values) <= 4:
+        return [float(level) for level in (values[1:] + values[:-1]) / 2]
+    return sorted(set(torch.quantile(values, values.new_tensor([0.25, 0.5, 0.75])).tolist()))
+
+
+def subplots(n_rows: int, n_columns: int, width: float = 2.0, height: float = 2.0) -> tuple[Figure, Any]:
+    """A figure with ``(n_rows, n_columns)`` axes of a size in inches, in the style of this package."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(
+        figsize=(n_columns * width + 0.8, n_rows * height + 0.3), layout="constrained", facecolor="white"
+    )
+    axes = figure.subplots(n_rows, n_columns, squeeze=False)
+    for ax in axes.flat:
+        ax.tick_params(colors=INK, labelsize=8)
+        ax.title.set(fontsize=9, color=INK)
+        for label in (ax.xaxis.label, ax.yaxis.label):
+            label.set(fontsize=9, color=INK)
+        for side, spine in ax.spines.items():
+            spine.set(color=INK, linewidth=0.6, visible=side in ("left", "bottom"))
+    return figure, axes
+
+
+def color_bar(figure: Figure, image: Any, axes: Any, label: str) -> Any:
+    """A colour bar for an image beside one or several axes; nothing for a line plot, which has no image."""
+    if image is None:
+        return None
+    bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02)
+    bar.set_label(label, fontsize=8, color=INK)
+    bar.ax.tick_params(colors=INK, labelsize=7)
+    bar.outline.set_visible(False)
+    return bar
+
+
+def slice_note(ndim: int) -> str:
+    """What a title must say about fields of `ndim` dimensions."""
+    return ", middle slice of the first axis" if ndim == 3 else ""

@@ -1,0 +1,147 @@
+"""How well a sparse autoencoder describes activations: fidelity, sparsity, use of its concepts, resolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..attach.capture import eval_mode
+from ..metrics import FieldStatistics, energy_quantile_count, usage_entropy
+from ..models.base import SAE
+
+
+@torch.no_grad()
+def evaluate(
+    sae: SAE, activations: Tensor, *, batch_size: int = 16, progress: bool = False
+) -> dict[str, float]:
+    """Metrics of a model on held-out activations, in eval mode.
+
+    Parameters
+    ----------
+    sae : SAE
+        The model; its training flags are restored.
+    activations : Tensor
+        ``(N, channels, *grid)``.
+    batch_size : int
+        Fields at a time. No metric depends on it.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    dict
+        ``fve`` (fraction of variance explained, mean per channel, pooled in float64), ``relative_l2``, ``shrinkage``
+        (norm of the reconstruction over norm of the field), ``l0`` (concepts on per sample), ``l0_local`` (concepts expressed
+        per point, by quadrature), ``dead_fraction`` (never on in these samples), ``c90`` (concepts that carry 90 % of the
+        energy), ``usage_entropy`` (of how often concepts are on, over log p), ``n_concepts``, ``n_samples``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the activations do not fit the model.
+    """
+    statistics, use = FieldStatistics(), ConceptUse(sae)
+    with eval_mode(sae):
+        for x in tqdm(activations.split(batch_size), desc="evaluate", disable=not progress):
+            x = x.to(sae.mean.device)
+            out = sae(x)
+            statistics.update(
+                x, out.reconstruction, sae.basis.quadrature(x.shape[2:], like=out.reconstruction)
+            )
+            use.update(out.codes)
+    return {
+        "fve": statistics.fve(),
+        "relative_l2": statistics.relative_l2(),
+        "shrinkage": statistics.shrinkage(),
+        "l0": use.l0 / use.n_samples,
+        "l0_local": use.l0_local / use.n_samples,
+        "dead_fraction": float((use.frequency() == 0).double().mean()),
+        "c90": energy_quantile_count(use.energy),
+        "usage_entropy": usage_entropy(use.frequency()),
+        "n_concepts": sae.n_concepts,
+        "n_samples": use.n_samples,
+    }
+
+
+class ConceptUse:
+    """How often, how strongly and where concepts are on, summed over batches.
+
+    Attributes
+    ----------
+    energy : Tensor
+        ``(n_concepts,)``: sum over the samples of the mean square of what each concept alone would write to white codes,
+        code norm squared times kernel norm squared.
+    """
+
+    def __init__(self, sae: SAE) -> None:
+        self._kernel_square = sae.kernel_norms().double().square().cpu()
+        self._on = torch.zeros(sae.n_concepts, dtype=torch.int64)
+        self.energy = torch.zeros(sae.n_concepts, dtype=torch.float64)
+        self.l0 = self.l0_local = 0.0
+        self.n_samples = 0
+
+    def update(self, codes) -> None:  # noqa: ANN001 (ConceptCodes)
+        """Add the codes of a batch."""
+        expressed = codes.values.flatten(1).any(1)
+        self._on += torch.bincount(codes.concept[expressed].cpu(), minlength=codes.n_concepts)
+        energy = codes.norms().double().square().cpu() * self._kernel_square[codes.concept.cpu()]
+        self.energy.index_add_(0, codes.concept.cpu(), energy)
+        self.l0 += float(codes.l0()) * codes.n_samples
+        self.l0_local += float(codes.l0_local()) * codes.n_samples
+        self.n_samples += codes.n_samples
+
+    def frequency(self) -> Tensor:
+        """Share of the samples in which each concept is on, ``(n_concepts,)``."""
+        return self._on.double() / max(1, self.n_samples)
+
+
+@torch.no_grad()
+def code_consistency(sae: SAE, coarse: Tensor, fine: Tensor, *, batch_size: int = 8) -> dict[str, float]:
+    """Do codes mean the same on another grid? Codes of the same samples at two resolutions, compared on the coarse grid.
+
+    Where the fine grid contains the coarse one (whole ratios), fine codes are read off at the shared points; otherwise
+    they are resampled. Codes count everywhere, zeros included.
+
+    Parameters
+    ----------
+    sae : SAE
+        The model.
+    coarse, fine : Tensor
+        Activations of the same N samples, ``(N, channels, *grid)``, on two grids.
+    batch_size : int
+        Fields at a time.
+
+    Returns
+    -------
+    dict
+        ``code_consistency`` (Pearson r over all concepts and points), ``code_relative_l2`` and ``code_support_iou``.
+    """
+    if len(coarse) != len(fine):
+        raise ValueError(f"the same samples on two grids are needed, got {len(coarse)} and {len(fine)}")
+    sums = torch.zeros(6, dtype=torch.float64)
+    both = either = 0
+    with eval_mode(sae):
+        for low, high in zip(coarse.split(batch_size), fine.split(batch_size), strict=True):
+            a = sae.encode(low.to(sae.mean.device))
+            b = _restrict(sae.encode(high.to(sae.mean.device)), a.grid)
+            x, y = a.to_dense().double(), b.double()
+            moments = [torch.ones_like(x), x, y, x * x, y * y, x * y]
+            sums += torch.stack([moment.sum() for moment in moments]).cpu()
+            both += int(((x != 0) & (y != 0)).sum())
+            either += int(((x != 0) | (y != 0)).sum())
+    n, x, y, xx, yy, xy = sums.tolist()
+    deviation = ((xx - x * x / n) * (yy - y * y / n)) ** 0.5
+    return {
+        "code_consistency": (xy - x * y / n) / deviation if deviation else float("nan"),
+        "code_relative_l2": (max(xx + yy - 2 * xy, 0.0) / xx) ** 0.5 if xx else float("nan"),
+        "code_support_iou": both / either if either else 1.0,
+    }
+
+
+def _restrict(codes, grid: tuple[int, ...]) -> Tensor:  # noqa: ANN001 (ConceptCodes)
+    """Dense codes on a coarser grid, ``(B, p, *grid)``."""
+    ratios = [fine / coarse for fine, coarse in zip(codes.grid, grid, strict=True)]
+    if any(ratio != int(ratio) for ratio in ratios):
+        return codes.resample(grid).to_dense()
+    return codes.to_dense()[(..., *(slice(None, None, int(ratio)) for ratio in ratios))]

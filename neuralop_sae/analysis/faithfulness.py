@@ -1,0 +1,120 @@
+"""Does the operator still work through the concepts? Its error with activations replaced by their reconstruction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attach.capture import capture, eval_mode, iterate_batches
+from ..attach.interventions import replace_activation, splice
+from ..metrics import loss_recovered
+from ..models.base import SAE
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def mean_relative_l2(prediction: Tensor, target: Tensor) -> Tensor:
+    """``|prediction - target| / |target|`` of each sample, ``(B, ...)`` -> ``(B,)``."""
+    error, norm = (prediction - target).flatten(1).norm(dim=1), target.flatten(1).norm(dim=1)
+    return error / norm.clamp_min(1e-20)
+
+
+@torch.no_grad()
+def faithfulness(
+    model: nn.Module,
+    site: str,
+    sae: SAE,
+    loader: Mapping[str, Tensor] | Iterable[Any],
+    *,
+    loss: Loss = mean_relative_l2,
+    data_processor: Any = None,
+    batch_size: int = 16,
+) -> dict[str, float]:
+    """Loss of an operator as it is, with one site spliced by the SAE's reconstruction, and with the site ablated.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The operator; called as ``model(x)``.
+    site : str
+        A name from :func:`neuralop_sae.find_sites`.
+    sae : SAE
+        Trained on that site.
+    loader : mapping or iterable of mappings
+        Batches with ``"x"`` and ``"y"``, such as neuralop's data loaders; or one mapping with all samples.
+    loss : callable
+        ``(prediction, target)`` -> loss per sample ``(B,)``, or the batch's mean ``()``. Relative L2 by default.
+    data_processor : DataProcessor, optional
+        neuralop's: batches are preprocessed, and predictions and targets postprocessed, in eval mode.
+    batch_size : int
+        For a mapping with all samples.
+
+    Returns
+    -------
+    dict
+        ``loss_clean``, ``loss_spliced``, ``loss_zero_ablated``, ``loss_mean_ablated`` (every point set to the mean of its
+        channel over the data), ``loss_recovered`` (against zero ablation, see :func:`neuralop_sae.metrics.loss_recovered`)
+        and ``loss_recovered_mean`` (against mean ablation).
+
+    Raises
+    ------
+    ValueError
+        If a batch has no target ``"y"``, or the site is unknown.
+    """
+    batches = list(iterate_batches(loader, batch_size))
+    for batch in batches:
+        if "y" not in batch:
+            raise ValueError(f"batches need the target under 'y'; got the keys {sorted(batch)}")
+    activations = capture(
+        model, site, ({"x": batch["x"]} for batch in batches), data_processor=data_processor
+    )
+    mean = activations.double().transpose(0, 1).flatten(1).mean(1)
+    conditions: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+        "clean": nullcontext,
+        "spliced": lambda: splice(model, site, sae, keep_error=False),
+        "zero_ablated": lambda: replace_activation(model, site, torch.zeros_like),
+        "mean_ablated": lambda: replace_activation(model, site, lambda x: _fill(x, mean)),
+    }
+    losses = {}
+    processors = [data_processor] if isinstance(data_processor, nn.Module) else []
+    with eval_mode(model, sae, *processors):
+        for name, condition in conditions.items():
+            with condition():
+                losses[f"loss_{name}"] = _mean_loss(model, batches, loss, data_processor)
+    clean, spliced = losses["loss_clean"], losses["loss_spliced"]
+    return {
+        **losses,
+        "loss_recovered": loss_recovered(clean, spliced, losses["loss_zero_ablated"]),
+        "loss_recovered_mean": loss_recovered(clean, spliced, losses["loss_mean_ablated"]),
+    }
+
+
+def _fill(x: Tensor, mean: Tensor) -> Tensor:
+    return mean.to(x).view(-1, *(1,) * (x.ndim - 2)).expand_as(x).contiguous()
+
+
+def _mean_loss(model: nn.Module, batches: list[dict[str, Any]], loss: Loss, data_processor: Any) -> float:
+    total, n = 0.0, 0
+    for prediction, target in _predictions(model, batches, data_processor):
+        value = loss(prediction, target).double()
+        total += float(value.sum() if value.ndim else value * len(target))
+        n += len(target)
+    return total / n
+
+
+def _predictions(
+    model: nn.Module, batches: list[dict[str, Any]], data_processor: Any
+) -> Iterator[tuple[Tensor, Tensor]]:
+    device = next(model.parameters()).device
+    for batch in batches:
+        sample = dict(batch)
+        if data_processor is not None:
+            sample = data_processor.preprocess(sample)
+        prediction = model(sample["x"].to(device))
+        if data_processor is not None:
+            prediction, sample = data_processor.postprocess(prediction, sample)
+        yield prediction, sample["y"].to(prediction.device)

@@ -1,0 +1,112 @@
+"""Metrics: pure functions on tensors, accumulated in float64. They need no model.
+
+Sums over the domain are weighted by a quadrature that broadcasts to the grid; None means equal weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class FieldStatistics:
+    """Running sums over batches of fields, from which fraction of variance explained and relatives follow.
+
+    Examples
+    --------
+    >>> statistics = FieldStatistics()
+    >>> x = torch.randn(4, 3, 8, 8)
+    >>> statistics.update(x, x.mean((0, 2, 3), keepdim=True).expand_as(x))
+    >>> abs(statistics.fve()) < 1e-6
+    True
+    """
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._error = self._square = self._written = 0.0
+        self._sum: Tensor | float = 0.0
+        self._channel_square: Tensor | float = 0.0
+
+    def update(self, x: Tensor, reconstruction: Tensor, quadrature: Tensor | None = None) -> None:
+        """Add a batch: fields ``(B, channels, *grid)`` and their reconstructions."""
+        x, reconstruction = x.detach().double(), reconstruction.detach().double()
+        self._error += float(_integral((x - reconstruction).square(), quadrature).sum())
+        self._written += float(_integral(reconstruction.square(), quadrature).sum())
+        self._square += float(_integral(x.square(), quadrature).sum())
+        self._sum = self._sum + _integral(x, quadrature).sum(0).cpu()
+        self._n += len(x)
+
+    def fve(self) -> float:
+        """Fraction of variance explained, ``1 - sum |x - xhat|^2 / sum |x - xbar|^2`` with the mean *per channel* over the
+        data set: predicting that mean gives 0. NaN for constant data."""
+        assert isinstance(self._sum, Tensor), "no batch yet"
+        variance = self._square - float((self._sum / self._n).square().sum()) * self._n
+        return 1.0 - self._error / variance if variance > 1e-12 * self._square else float("nan")
+
+    def relative_l2(self) -> float:
+        """``|x - xhat| / |x|``, pooled over the data set."""
+        return (self._error / self._square) ** 0.5 if self._square else float("nan")
+
+    def shrinkage(self) -> float:
+        """``|xhat| / |x|``, pooled over the data set."""
+        return (self._written / self._square) ** 0.5 if self._square else float("nan")
+
+
+def _integral(field: Tensor, quadrature: Tensor | None) -> Tensor:
+    """Mean over the domain, ``(B, C, *grid)`` -> ``(B, C)``."""
+    if quadrature is None:
+        return field.flatten(2).mean(-1)
+    return (field * quadrature.to(field)).flatten(2).sum(-1)
+
+
+def fraction_of_variance_explained(x: Tensor, reconstruction: Tensor, quadrature: Tensor | None = None) -> float:
+    """FVE of one batch of fields ``(B, channels, *grid)``; see :meth:`FieldStatistics.fve`."""
+    statistics = FieldStatistics()
+    statistics.update(x, reconstruction, quadrature)
+    return statistics.fve()
+
+
+def loss_recovered(clean: float, spliced: float, ablated: float) -> float:
+    """``(e_ablated - e_spliced) / (e_ablated - e_clean)``: 1 if the splice costs nothing, 0 if it is as bad as ablating the
+    site. NaN if ablation does not hurt."""
+    return (ablated - spliced) / (ablated - clean) if ablated > clean else float("nan")
+
+
+def pearson(a: Tensor, b: Tensor) -> float:
+    """Pearson correlation of two tensors of one shape over all entries, in float64. NaN if one is constant."""
+    a, b = a.detach().double().flatten(), b.detach().double().flatten()
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(a.norm() * b.norm())
+    return float(a @ b) / norm if norm else float("nan")
+
+
+def relative_l2(a: Tensor, reference: Tensor) -> float:
+    """``|a - reference| / |reference|`` over all entries, in float64."""
+    reference = reference.detach().double()
+    norm = float(reference.norm())
+    return float((a.detach().double() - reference).norm()) / norm if norm else float("nan")
+
+
+def support_iou(a: Tensor, b: Tensor) -> float:
+    """Intersection over union of where two tensors are not zero; 1 if both are zero everywhere."""
+    on_a, on_b = a != 0, b != 0
+    union = int((on_a | on_b).sum())
+    return int((on_a & on_b).sum()) / union if union else 1.0
+
+
+def energy_quantile_count(energies: Tensor, share: float = 0.9) -> int:
+    """How many of the strongest entries carry a share of the total, e.g. C90 of concept energies ``(p,)``."""
+    ordered = energies.detach().double().sort(descending=True).values.cumsum(0)
+    if not len(ordered) or ordered[-1] <= 0:
+        return 0
+    return int(torch.searchsorted(ordered, share * ordered[-1])) + 1
+
+
+def usage_entropy(frequencies: Tensor) -> float:
+    """Entropy of how often concepts are on, ``f / sum f``, over log p: 1 if all are on equally often."""
+    total = frequencies.double().sum()
+    if total <= 0 or len(frequencies) < 2:
+        return 0.0
+    share = frequencies.double() / total
+    entropy = -torch.special.xlogy(share, share).sum()
+    return float(entropy / torch.log(torch.tensor(float(len(frequencies)))))

@@ -1,0 +1,362 @@
+"""Training of any sparse autoencoder on fields."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import checkpoint
+from ..models.base import SAE, SAEOutput
+from .losses import auxiliary_loss, unexplained_variance
+from .revival import DeadConcepts
+
+CHECKPOINT_NAME = "training.safetensors"
+
+
+class TrainingConfig(BaseModel):
+    """How to train; plain data, checked.
+
+    Parameters
+    ----------
+    n_epochs, batch_size : int
+        Passes over the activations, and fields per step.
+    learning_rate : float
+        Peak of Adam's learning rate.
+    warmup, decay : float
+        Shares of the steps over which the rate rises from zero and, at the end, falls to zero.
+    gradient_clip : float
+        Largest norm of the whole gradient.
+    auxiliary_weight, auxiliary_k : float, int
+        Weight of the auxiliary loss, and how many dead concepts of each sample take part.
+    dead_after : int
+        A concept is dead after so many *fields* without being on.
+    gate_weight : float
+        Weight of the number of concepts on per sample, for rules with gates (JumpReLU).
+    normalize, initialize : bool
+        Whether to set the model's mean and scale from the activations, and its dictionary, before the first step.
+    seed : int
+        Of the order of the fields and the initial dictionary.
+    check_every : int
+        Steps between checks for NaN and Inf, after each of which the state is kept as the last good one.
+    checkpoint_every : int
+        Steps between checkpoints, where there is a folder for them.
+    log_every : int
+        Steps per row of the history.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n_epochs: int = Field(10, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    warmup: float = Field(0.05, ge=0, le=1)
+    decay: float = Field(0.4, ge=0, le=1)
+    gradient_clip: float = Field(1.0, gt=0)
+    auxiliary_weight: float = Field(1 / 32, ge=0)
+    auxiliary_k: int = Field(16, ge=1)
+    dead_after: int = Field(400, ge=1)
+    gate_weight: float = Field(0.0, ge=0)
+    normalize: bool = True
+    initialize: bool = True
+    seed: int = 0
+    check_every: int = Field(50, ge=1)
+    checkpoint_every: int = Field(200, ge=1)
+    log_every: int = Field(10, ge=1)
+
+
+class Activations(Protocol):
+    """Anything with a length that gives fields ``(B, channels, *grid)`` for a tensor of indices: a tensor, a store."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Tensor: ...
+
+
+@dataclass
+class TrainingHistory:
+    """What happened: one row per ``log_every`` steps.
+
+    Parameters
+    ----------
+    rows : list of dict
+        step, epoch, loss, fve (of the training batches), l0, l0_local, dead_fraction, learning_rate.
+    seconds : float
+        Time spent in steps.
+    """
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def __getitem__(self, name: str) -> list[float]:
+        """One column."""
+        return [row[name] for row in self.rows]
+
+
+def train(
+    sae: SAE,
+    activations: Activations,
+    config: TrainingConfig | None = None,
+    *,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainingHistory:
+    """Train a sparse autoencoder in place; it is left in eval mode, on its device.
+
+    Parameters
+    ----------
+    sae : SAE
+        The model.
+    activations : Tensor or store
+        ``(N, channels, *grid)``; see :class:`Activations`.
+    config : TrainingConfig, optional
+        How.
+    checkpoint_dir : path, optional
+        Folder for ``training.safetensors``: everything that a resumed run needs to go on bit for bit.
+    resume : bool
+        Go on from the checkpoint there, if there is one.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    TrainingHistory
+
+    Raises
+    ------
+    ValueError
+        If the activations do not fit the model, hold a NaN or Inf, or the checkpoint is of another run.
+    FloatingPointError
+        If the loss becomes NaN or Inf. The model is left in its last good state.
+
+    Examples
+    --------
+    >>> import neuralop_sae as ns
+    >>> sae = ns.SAEFNO(in_channels=4, n_concepts=8, n_modes=(5, 5), concept_rule=ns.TopK(4))
+    >>> config = ns.TrainingConfig(n_epochs=1, batch_size=8)
+    >>> history = ns.train(sae, torch.randn(16, 4, 12, 12), config, progress=False)
+    >>> len(history.rows)
+    1
+    """
+    run = _Run(sae, activations, config or TrainingConfig(), None if checkpoint_dir is None else Path(checkpoint_dir))
+    if resume and run.checkpoint_path is not None and run.checkpoint_path.exists():
+        run.load()
+    else:
+        run.prepare()
+    return run.go(progress)
+
+
+class _Run:
+    """One training run: model, optimiser, counters, and their state on disk."""
+
+    def __init__(self, sae: SAE, activations: Activations, config: TrainingConfig, folder: Path | None) -> None:
+        if not len(activations):
+            raise ValueError("there are no activations to train on")
+        self.sae, self.activations, self.config = sae, activations, config
+        self.device = sae.mean.device
+        self.checkpoint_path = None if folder is None else folder / CHECKPOINT_NAME
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.steps_per_epoch = math.ceil(len(activations) / config.batch_size)
+        self.n_steps = self.steps_per_epoch * config.n_epochs
+        self.parameters = list(sae.parameters())
+        self.views = [_real_view(parameter) for parameter in self.parameters]
+        self.optimizer = torch.optim.Adam(self.views, lr=config.learning_rate, fused=True)
+        self.dead = DeadConcepts(sae.n_concepts, config.dead_after, self.device)
+        self.history = TrainingHistory()
+        self.step = 0
+
+    def prepare(self) -> None:
+        """Statistics and initial dictionary from the activations, which are checked as a whole."""
+        mean, scale = channel_statistics(self.sae, self.activations, self.config.batch_size)
+        if self.config.normalize:
+            self.sae.fit_normalization(mean, scale)
+        if self.config.initialize:
+            generator = torch.Generator().manual_seed(self.config.seed)
+            chosen = torch.randperm(len(self.activations), generator=generator)[:64]
+            self.sae.initialize_from(self.activations[chosen].to(self.device), generator)
+
+    def go(self, progress: bool) -> TrainingHistory:
+        self.sae.train()
+        last_good = self._state()
+        meter = _Meter()
+        bar = tqdm(total=self.n_steps, initial=self.step, desc="train", unit="step", disable=not progress)
+        try:
+            with bar:
+                for index in self._order():
+                    started = time.perf_counter()
+                    meter.update(*self._one_step(self.activations[index].to(self.device)))
+                    self.step += 1
+                    self.history.seconds += time.perf_counter() - started
+                    bar.update()
+                    if self.step % self.config.log_every == 0 or self.step == self.n_steps:
+                        bar.set_postfix(self._log(meter))
+                        meter = _Meter()
+                    if self.step % self.config.check_every == 0 or self.step == self.n_steps:
+                        self._check_finite()
+                        last_good = self._state()
+                    if self.step % self.config.checkpoint_every == 0 or self.step == self.n_steps:
+                        self.save()
+        except FloatingPointError:
+            self._restore(last_good)
+            raise
+        finally:
+            self.sae.eval()
+        return self.history
+
+    def _order(self) -> Iterator[Tensor]:
+        """Indices of each remaining step. The order of an epoch depends on (seed, epoch) only, so that a resumed run
+        goes on where it stopped."""
+        while self.step < self.n_steps:
+            epoch, first = divmod(self.step, self.steps_per_epoch)
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(self.activations), generator=generator)
+            yield from order.split(self.config.batch_size)[first:]
+
+    def _one_step(self, x: Tensor) -> tuple[Tensor, SAEOutput]:
+        config, sae = self.config, self.sae
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * self._rate()
+        out = sae(x)
+        unexplained = unexplained_variance(x, out.reconstruction, sae.scale, out.codes.basis)
+        loss = unexplained
+        self.dead.update(out.codes)
+        if config.auxiliary_weight:
+            written = sae.dead_reconstruction(x, self.dead.mask(), config.auxiliary_k)
+            if written is not None:
+                residual = x - out.reconstruction
+                loss = loss + config.auxiliary_weight * auxiliary_loss(residual, written, out.codes.basis)
+        if config.gate_weight and out.gates is not None:
+            loss = loss + config.gate_weight * out.gates.sum() / len(x)
+        self._update(loss)
+        return unexplained.detach(), out
+
+    def _update(self, loss: Tensor) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+        loss.backward()
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            view.grad = None if parameter.grad is None else _real_view(parameter.grad, like=parameter)
+        torch.nn.utils.clip_grad_norm_(self.views, self.config.gradient_clip)
+        self.optimizer.step()
+
+    def _rate(self) -> float:
+        config, done = self.config, self.step
+        rise = min(1.0, (done + 1) / max(1.0, config.warmup * self.n_steps))
+        fall = min(1.0, (self.n_steps - done) / max(1.0, config.decay * self.n_steps))
+        return rise * fall
+
+    def _log(self, meter: _Meter) -> dict[str, float]:
+        row = meter.means()
+        row["dead_fraction"] = float(self.dead.mask().double().mean())
+        position = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
+        self.history.rows.append({**position, **row, "learning_rate": self.config.learning_rate * self._rate()})
+        return {name: round(value, 4) for name, value in row.items()}
+
+    def _check_finite(self) -> None:
+        values = [self.sae.scale.new_zeros(()), *(view.detach().sum() for view in self.views)]
+        if not torch.stack([value.to(values[0].dtype) for value in values]).sum().isfinite():
+            raise FloatingPointError(
+                f"the parameters became NaN or Inf between steps {self.step - self.config.check_every} and {self.step}; "
+                f"the model was put back to its last good state. A learning rate below {self.config.learning_rate} may help"
+            )
+
+    def _state(self) -> dict[str, Tensor]:
+        """Copies of all tensors that a run needs to go on."""
+        state = {f"model.{name}": tensor for name, tensor in self.sae.state_dict().items()}
+        for number, view in enumerate(self.views):
+            for name, value in self.optimizer.state.get(view, {}).items():
+                state[f"optimizer.{number}.{name}"] = value
+        state["dead.fields_since_on"] = self.dead.fields_since_on
+        return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+    def _restore(self, state: dict[str, Tensor]) -> None:
+        prefix = "model."
+        self.sae.load_state_dict({name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)})
+        for number, view in enumerate(self.views):
+            prefix = f"optimizer.{number}."
+            moments = {name[len(prefix) :]: t.to(view.device) for name, t in state.items() if name.startswith(prefix)}
+            if moments:
+                self.optimizer.state[view] = moments
+        self.dead.fields_since_on.copy_(state["dead.fields_since_on"])
+
+    def _identity(self) -> str:
+        """What a checkpoint must share with a run that resumes it."""
+        run = {"model": type(self.sae).__name__, "arguments": self.sae.config(), "n_fields": len(self.activations)}
+        return json.dumps({**run, "config": self.config.model_dump()}, sort_keys=True)
+
+    def save(self) -> None:
+        """Write the checkpoint, if there is a folder for it."""
+        if self.checkpoint_path is None:
+            return
+        progress = {"step": self.step, "rows": self.history.rows, "seconds": self.history.seconds}
+        header = {"run": self._identity(), "progress": json.dumps(progress)}
+        checkpoint.write_tensors(self.checkpoint_path, self._state(), header)
+
+    def load(self) -> None:
+        """Take up the checkpoint."""
+        assert self.checkpoint_path is not None
+        state, header = checkpoint.read_tensors(self.checkpoint_path)
+        if header.get("run") != self._identity():
+            raise ValueError(
+                f"{self.checkpoint_path} is of another run (model, configuration or number of fields differ); "
+                "resume with the same, or train in another folder"
+            )
+        self._restore(state)
+        progress = json.loads(header["progress"])
+        self.step = progress["step"]
+        self.history = TrainingHistory(progress["rows"], progress["seconds"])
+
+
+class _Meter:
+    """Means over the steps since the last row, kept on the device: no synchronisation per step."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._n = 0
+
+    def update(self, unexplained: Tensor, out: SAEOutput) -> None:
+        codes = out.codes.detach()
+        values = {"loss": unexplained, "l0": codes.l0(), "l0_local": codes.l0_local()}
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        self._n += 1
+
+    def means(self) -> dict[str, float]:
+        row = {name: float(value) / self._n for name, value in self._sums.items()}
+        return {"loss": row["loss"], "fve": 1.0 - row["loss"], "l0": row["l0"], "l0_local": row["l0_local"]}
+
+
+def channel_statistics(sae: SAE, activations: Activations, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Mean of each channel ``(channels,)`` and root mean square of the centred activations ``()``, by quadrature, in one
+    pass. ValueError if the activations do not fit the model or hold a NaN or Inf."""
+    total = square = torch.zeros((), dtype=torch.float64)
+    for index in torch.arange(len(activations)).split(batch_size):
+        x = activations[index].to(sae.mean.device)
+        sae.normalize(x)
+        x = x.double()
+        weights = sae.basis.quadrature(x.shape[2:], like=x)
+        total = total + (x * weights).flatten(2).sum((0, 2)).cpu()
+        square = square + (x.square() * weights).flatten(2).sum((0, 2)).cpu()
+    mean = total / len(activations)
+    scale = (square / len(activations) - mean.square()).mean().clamp_min(0).sqrt()
+    return mean.to(sae.mean), scale.to(sae.mean)
+
+
+def _real_view(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+    """The numbers of a tensor as a contiguous real tensor that shares its memory: what fused Adam runs over. Weights are
+    laid out with permuted strides; a gradient in another layout than its parameter (`like`) is copied into it."""
+    like = tensor if like is None else like
+    order: Sequence[int] = sorted(range(like.ndim), key=like.stride, reverse=True)
+    view = tensor.detach().permute(order).contiguous()
+    return torch.view_as_real(view) if view.is_complex() else view

@@ -1,0 +1,76 @@
+import neuralop_sae as ns
+import pytest
+import torch
+from neuralop_sae.analysis.evaluate import ConceptUse
+
+
+def make_sae(**kwargs):
+    torch.manual_seed(0)
+    settings = {"concept_rule": ns.TopK(4), "domain_rule": ns.Rectify(), **kwargs}
+    sae = ns.SAEFNO(3, 10, (5, 5), **settings)
+    sae.fit_normalization(torch.randn(3), 1.5)
+    return sae
+
+
+def test_metrics_against_dense_codes():
+    sae = make_sae().train()
+    x = torch.randn(7, 3, 8, 10)
+    metrics = ns.evaluate(sae, x, batch_size=3)
+    assert sae.training
+    sae.eval()
+    out = sae(x)
+    dense = out.codes.to_dense()
+    on = dense.flatten(2).any(2)
+    assert metrics["l0"] == pytest.approx(float(on.double().sum(1).mean()))
+    assert metrics["l0_local"] == pytest.approx(float((dense != 0).double().sum(1).mean()), rel=1e-6)
+    assert metrics["dead_fraction"] == pytest.approx(float((~on.any(0)).double().mean()))
+    error = (x - out.reconstruction).double().square().sum()
+    variance = (x - x.mean((0, 2, 3), keepdim=True)).double().square().sum()
+    assert metrics["fve"] == pytest.approx(float(1 - error / variance), rel=1e-6)
+    assert metrics["n_concepts"] == 10
+    assert metrics["n_samples"] == 7
+
+
+def test_metrics_do_not_depend_on_the_batch():
+    sae = make_sae(concept_rule=ns.BatchTopK(4))
+    x = torch.randn(8, 3, 8, 8)
+    sae.train()(x)
+    whole, parts = ns.evaluate(sae, x, batch_size=8), ns.evaluate(sae, x, batch_size=3)
+    assert whole == pytest.approx(parts, rel=1e-5)
+
+
+def test_energy_of_use():
+    sae = make_sae(concept_rule=ns.TopK(10)).eval()
+    x = torch.randn(4, 3, 8, 8)
+    use = ConceptUse(sae)
+    codes = sae.encode(x)
+    use.update(codes)
+    expected = codes.to_dense().square().mean((2, 3)).sum(0) * sae.kernel_norms().square()
+    torch.testing.assert_close(use.energy.float(), expected)
+
+
+def band_limited(shape, n=4):
+    basis = ns.FourierBasis((5, 5))
+    spectrum = torch.randn(n, 3, *basis.mode_shape, dtype=torch.cdouble, generator=torch.Generator().manual_seed(0))
+    return basis.synthesis(spectrum, shape)
+
+
+@pytest.mark.parametrize("domain_rule", [ns.Rectify(), ns.LocalTopK(2), ns.SoftLocalTopK(2)])
+def test_codes_of_band_limited_fields_agree_on_nested_grids(domain_rule):
+    sae = make_sae(domain_rule=domain_rule, concept_rule=ns.TopK(10)).double()
+    result = ns.code_consistency(sae, band_limited((12, 12)), band_limited((24, 36)))
+    assert result["code_consistency"] == pytest.approx(1.0, abs=1e-12)
+    assert result["code_relative_l2"] < 1e-6
+    assert result["code_support_iou"] > 0.999
+
+
+def test_code_consistency_is_the_plain_correlation():
+    sae = make_sae(concept_rule=ns.TopK(10))
+    coarse, fine = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 16, 16)
+    result = ns.code_consistency(sae, coarse, fine, batch_size=3)
+    a = sae.eval().encode(coarse).to_dense().flatten().double()
+    b = sae.encode(fine).to_dense()[..., ::2, ::2].flatten().double()
+    assert result["code_consistency"] == pytest.approx(float(torch.corrcoef(torch.stack([a, b]))[0, 1]), rel=1e-6)
+    assert result["code_relative_l2"] == pytest.approx(float((a - b).norm() / a.norm()), rel=1e-6)
+    with pytest.raises(ValueError, match="same samples"):
+        ns.code_consistency(sae, coarse, fine[:2])

@@ -1,0 +1,281 @@
+"""The report's numbers against independent ones, what it refuses, and the page in a real browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from neuralop_sae.analysis.drawing import ColorScale
+from neuralop_sae.analysis.figures import field_image
+from neuralop_sae.analysis.glossary import metric_groups
+from neuralop_sae.analysis.page import data_uri, number, percent
+from neuralop_sae.analysis.report import report
+from neuralop_sae.layers.sparsity import LocalTopK, TopK
+from neuralop_sae.models import SAEFNO
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+    None,
+)
+LABELS = {0: "edges <b>&\"'", 3: "smooth interior"}
+
+
+@pytest.fixture(scope="module")
+def sae() -> SAEFNO:
+    torch.manual_seed(0)
+    return SAEFNO(3, 12, (5, 5), concept_rule=TopK(2), domain_rule=LocalTopK(1))
+
+
+@pytest.fixture(scope="module")
+def activations() -> Tensor:
+    return torch.randn(7, 3, 10, 8, generator=torch.Generator().manual_seed(1)).cumsum(-1)
+
+
+@pytest.fixture(scope="module")
+def written(sae: SAEFNO, activations: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report(
+        sae,
+        activations,
+        path=tmp_path_factory.mktemp("report") / "deep" / "report.html",
+        title="Title with <script>alert(1)</script>",
+        inputs=activations[:, :1].sign(),
+        history=[{"step": 0, "loss": 2.0, "fve": 0.1}, {"step": 1, "loss": 1.0, "fve": 0.4}],
+        model_card={"seed": 7, "command": "a < b & c", "torch": "told by the card"},
+        high_resolution=activations[:2].repeat_interleave(2, -1).repeat_interleave(2, -2),
+        labels=LABELS,
+        n_concepts=3,
+        n_samples=2,
+        batch_size=3,
+    )
+
+
+class Outline(HTMLParser):
+    """Tags with attributes, rows of the table of concepts, and elements left open."""
+
+    void = frozenset({"meta", "link", "img", "input", "br", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def rows(self) -> list[dict[str, str]]:
+        return [attributes for tag, attributes in self.tags if tag == "tr" and "data-index" in attributes]
+
+
+def tile(text: str, key: str) -> str:
+    found = re.search(rf'data-metric="{key}">.*?class="value">(.*?)</p>', text, re.DOTALL)
+    assert found, f"no tile {key}"
+    return found[1]
+
+
+def test_numbers_equal_independent_ones(sae: SAEFNO, activations: Tensor, written: Path) -> None:
+    text = written.read_text(encoding="utf-8")
+    sae.eval()
+    with torch.no_grad():
+        out = sae(activations)
+    sae.train()
+    dense = out.codes.to_dense().double()
+    norms = dense.square().mean((2, 3)).sqrt()
+    energy = norms.square().sum(0) * sae.kernel_norms().detach().double() ** 2
+    rows = {int(row["data-index"]): row for row in Outline(text).rows()}
+    assert sorted(rows) == list(range(12))
+    for concept, row in rows.items():
+        on = norms[:, concept] > 0
+        area = (dense[on, concept] != 0).double().mean() if on.any() else 0.0
+        assert float(row["data-share"]) == pytest.approx(float(energy[concept] / energy.sum()), rel=1e-5)
+        assert float(row["data-frequency"]) == pytest.approx(float(on.double().mean()))
+        assert float(row["data-area"]) == pytest.approx(float(area))
+        assert float(row["data-norm"]) == pytest.approx(float(sae.kernel_norms()[concept]), rel=1e-6)
+        assert (row.get("class") == "dead") == (not on.any())
+    shares = [float(row["data-share"]) for row in Outline(text).rows()]
+    assert shares == sorted(shares, reverse=True)
+    assert tile(text, "l0") == number(float((norms > 0).sum(1).double().mean()))
+    assert tile(text, "dead_fraction") == percent(float((norms.sum(0) == 0).double().mean()))
+    error = (out.reconstruction - activations).double().square().sum()
+    variance = (activations - activations.mean((0, 2, 3), keepdim=True)).double().square().sum()
+    assert tile(text, "fve") == percent(float(1 - error / variance))
+
+
+def test_cards_show_the_strongest_samples(sae: SAEFNO, activations: Tensor, written: Path) -> None:
+    text = written.read_text(encoding="utf-8")
+    sae.eval()
+    with torch.no_grad():
+        codes = sae.encode(activations)
+    sae.train()
+    cards = re.findall(r'<details open class="card" id="concept-(\d+)">(.*?)</details>', text, re.DOTALL)
+    order = [int(row["data-index"]) for row in Outline(text).rows()]
+    assert [int(c) for c, _ in cards] == order[:3]
+    for concept, card in cards:
+        rows = codes.concept == int(concept)
+        norms, at = codes.norms()[rows].sort(descending=True)
+        expected = [
+            f"sample {codes.sample[rows][i]}, norm {number(float(n))}" for n, i in zip(norms, at, strict=True)
+        ]
+        assert re.findall(r"sample \d+, norm [\d.e-]+", card) == expected[:2]
+        maps = [codes.of(int(concept))[codes.sample[rows][i]] for i in at[:2]]
+        image = field_image(maps[0], ColorScale.of(*maps), activations[codes.sample[rows][at[0]], 0].sign())
+        assert data_uri(image) in card
+
+
+def test_page_is_self_contained_well_formed_and_escaped(written: Path) -> None:
+    text = written.read_text(encoding="utf-8")
+    outline = Outline(text)
+    assert outline.open == []
+    for tag, attributes in outline.tags:
+        for key in ("src", "href", "xlink:href"):
+            assert attributes.get(key, "#").startswith(("#", "data:")), f"{tag} loads {attributes[key]}"
+        if tag == "img":
+            assert attributes["alt"]
+        if tag == "svg":
+            assert attributes["role"] == "img" and attributes["aria-label"]
+    ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert "@import" not in text and "default-src 'none'" in text
+    assert "<script>alert(1)" not in text and "&lt;script&gt;alert(1)" in text
+    assert "edges <b>" not in text and "a &lt; b &amp; c" in text
+    assert "told by the card" in text and text.count('<th scope="row">torch</th>') == 1
+
+
+def test_same_arguments_give_the_same_bytes_and_training_state_returns(
+    sae: SAEFNO, activations: Tensor, tmp_path: Path
+) -> None:
+    sae.train()
+    pages = [
+        report(sae, activations, path=tmp_path / name, n_concepts=1).read_bytes()
+        for name in ("a.html", "b.html")
+    ]
+    assert pages[0] == pages[1] and sae.training
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.html", "b.html"]
+
+
+def test_metrics_are_grouped_explained_or_listed() -> None:
+    metrics = {
+        "odd": "text",
+        "l0": 12.0,
+        "rollout": {"loss_recovered": 0.9871},
+        "fve": float("nan"),
+        "n": torch.tensor(3),
+    }
+    groups = metric_groups(metrics)
+    assert list(groups["known"]) == ["Fidelity", "Sparsity"]
+    shown = {t["key"]: (t["name"], t["value"]) for tiles in groups["known"].values() for t in tiles}
+    assert shown["rollout.loss_recovered"] == ("Loss recovered (rollout)", "98.7 %")
+    assert shown["fve"][1] == "n/a" and shown["l0"][1] == "12"
+    assert groups["others"] == [("odd", "text"), ("n", "3")]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.12345, "0.123"), (1234.5, "1234"), (1e-7, "1e-07"), (3.0, "3"), (True, "True"), (99.96, "100")],
+)
+def test_numbers_have_three_digits(value: Any, text: str) -> None:
+    assert number(value) == text
+
+
+def test_a_model_with_no_concept_on_says_so(sae: SAEFNO, activations: Tensor, tmp_path: Path) -> None:
+    silent = SAEFNO(3, 4, (5, 5), concept_rule={"name": "JumpReLU", "threshold": 1e6})
+    text = report(silent, activations, path=tmp_path / "r.html", labels={}).read_text(encoding="utf-8")
+    assert "No concept is on in these samples" in text and tile(text, "dead_fraction") == "100 %"
+
+
+@pytest.mark.parametrize("n_dim", [1, 3])
+def test_other_dimensions(n_dim: int, tmp_path: Path) -> None:
+    sae = SAEFNO(2, 4, (3,) * n_dim, concept_rule=TopK(2))
+    x = torch.randn(3, 2, *(6,) * n_dim, generator=torch.Generator().manual_seed(0))
+    text = report(sae, x, path=tmp_path / "r.html", inputs=x[:, :1], n_concepts=1).read_text(encoding="utf-8")
+    assert ("middle slice" in text) == (n_dim == 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"activations": [1.0]}, TypeError, "activations must be a tensor"),
+        ({"activations": torch.zeros(2, 3, 8)}, ValueError, "with 2 grid axes"),
+        ({"activations": torch.zeros(2, 5, 8, 8)}, ValueError, "5 channels; this model was made for 3"),
+        ({"inputs": torch.zeros(2, 1, 8, 8)}, ValueError, "inputs has 2 samples, activations 7"),
+        ({"high_resolution": torch.zeros(9, 3, 8, 8)}, ValueError, "high_resolution has 9 samples"),
+        ({"metrics": [1]}, TypeError, "metrics must be a mapping"),
+        ({"history": {"loss": 1}}, TypeError, "history must be a sequence of mappings"),
+        ({"n_concepts": 0}, ValueError, "n_concepts must be a positive int"),
+        ({"sae": "my_sae"}, TypeError, "sae must be an SAE"),
+    ],
+)
+def test_refuses_what_does_not_fit(
+    sae: SAEFNO, activations: Tensor, tmp_path: Path, change: dict[str, Any], error: type, message: str
+) -> None:
+    arguments: dict[str, Any] = {
+        "sae": sae,
+        "activations": activations,
+        "path": tmp_path / "r.html",
+        **change,
+    }
+    with pytest.raises(error, match=message):
+        report(**arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwritable_path_is_found_before_computing(
+    sae: SAEFNO, activations: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("computed before the path was checked")
+
+    monkeypatch.setattr(SAEFNO, "forward", fail)
+    with pytest.raises(IsADirectoryError, match="is a folder: name a file in it"):
+        report(sae, activations, path=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        report(sae, activations, path=tmp_path / "file" / "r.html")
+
+
+def browse(page: Path, query: str, profile: Path) -> str:
+    """The page's document after its script ran in headless Chromium; fails on console errors."""
+    assert CHROMIUM is not None
+    switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    switches += (
+        " disable-component-update disable-sync disable-dev-shm-usage enable-logging=stderr v=0 dump-dom"
+    )
+    command = [CHROMIUM, *(f"--{switch}" for switch in switches.split()), f"--user-data-dir={profile}"]
+    done = subprocess.run([*command, page.as_uri() + query], capture_output=True, text=True, timeout=60)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary: the page's script was not run in a browser")
+def test_search_and_sort_in_a_browser(written: Path, tmp_path: Path) -> None:
+    document = browse(written, "?sort=norm&order=ascending", tmp_path / "one")
+    assert '<html lang="en" data-ready="true">' in document
+    rows = Outline(document).rows()
+    norms = [float(row["data-norm"]) for row in rows]
+    assert norms == sorted(norms) and len(norms) == 12
+    assert re.search(r'data-key="norm" aria-sort="ascending"', document)
+    assert re.search(r'data-key="share" aria-sort="none"', document)
+
+    document = browse(written, "?q=smooth&sort=index", tmp_path / "two")
+    visible = [row["data-index"] for row in Outline(document).rows() if "hidden" not in row]
+    assert visible == ["3"]
+    assert "1 of 12 concepts</output>" in document
+    assert html.unescape(json.dumps(LABELS[0])[1:6]) in html.unescape(document)

@@ -1,0 +1,45 @@
+"""Rows and slots."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from neuralop_sae.layers import Selection
+
+MASKS = {
+    "ragged": [[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]],
+    "even": [[1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0]],
+    "none": [[0, 0, 0, 0]] * 3,
+    "last empty": [[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]],
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_slots_hold_the_rows_of_each_sample(name: str) -> None:
+    mask = torch.tensor(MASKS[name], dtype=torch.bool)
+    selection = Selection.from_mask(mask)
+    assert torch.equal(selection.mask(), mask)
+    assert len(selection) == int(mask.sum())
+    assert selection.width == int(mask.sum(1).max())
+    rows = torch.randn(len(selection), 2, 3, requires_grad=True)
+    slots = selection.to_slots(rows)
+    assert slots.shape == (3, selection.width, 2, 3)
+    for b in range(3):
+        mine = rows[selection.sample == b]
+        assert torch.equal(slots[b, : len(mine)], mine)
+        assert not slots[b, len(mine) :].any()
+    assert torch.equal(selection.to_rows(slots), rows)
+
+
+def test_pairs_are_sorted_by_sample_then_concept() -> None:
+    selection = Selection.from_mask(torch.tensor(MASKS["ragged"], dtype=torch.bool))
+    assert list(zip(selection.sample.tolist(), selection.concept.tolist(), strict=True)) == [(0, 0), (0, 2), (0, 3), (2, 1)]
+
+
+def test_slots_pass_gradients_to_their_rows() -> None:
+    selection = Selection.from_mask(torch.tensor(MASKS["ragged"], dtype=torch.bool))
+    rows = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(selection.to_slots, (rows,))
+    slots = torch.randn(3, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(selection.to_rows, (slots,))

@@ -1,0 +1,205 @@
+import pytest
+import torch
+from neuralop_sae import BatchTopK, JumpReLU, SAEFNO, SAEPointwise, SoftLocalTopK, TopK, TrainingConfig, train
+from neuralop_sae.checkpoint import read_tensors
+from neuralop_sae.training import trainer
+
+
+def make_activations(n=24, channels=4, grid=(12, 12), seed=0):
+    """Fields with structure: few smooth patterns, mixed into channels, on an offset."""
+    generator = torch.Generator().manual_seed(seed)
+    spectrum = torch.randn(n, 3, 5, 3, dtype=torch.cfloat, generator=generator)
+    from neuralop_sae import FourierBasis
+
+    patterns = torch.relu(FourierBasis((5, 5)).synthesis(spectrum, grid))
+    mixing = torch.randn(channels, 3, generator=generator)
+    return torch.einsum("ci,bi...->bc...", mixing, patterns) + 2.0
+
+
+def make_sae(seed=0, **kwargs):
+    torch.manual_seed(seed)
+    settings = {"concept_rule": BatchTopK(4), "domain_rule": SoftLocalTopK(2), **kwargs}
+    return SAEFNO(4, 12, (5, 5), **settings)
+
+
+CONFIG = TrainingConfig(n_epochs=4, batch_size=8, learning_rate=1e-2, log_every=3, check_every=5, dead_after=20)
+
+
+@pytest.mark.parametrize("factorization", [None, "Tucker", "CP", "TT"])
+def test_training_explains_more(factorization):
+    sae = make_sae(factorization=factorization, rank=0.8)
+    config = CONFIG.model_copy(update={"n_epochs": 20})
+    history = train(sae, make_activations(), config, progress=False)
+    assert history["fve"][-1] > max(0.6, history["fve"][0] + 0.1)
+    assert not sae.training
+    assert history.rows[-1]["step"] == 60
+
+
+def test_normalisation_is_that_of_the_activations():
+    acts = make_activations()
+    sae = make_sae()
+    train(sae, acts, CONFIG, progress=False)
+    torch.testing.assert_close(sae.mean, acts.mean((0, 2, 3)))
+    centred = acts - acts.mean((0, 2, 3), keepdim=True)
+    torch.testing.assert_close(sae.scale, centred.square().mean().sqrt())
+
+
+def test_fused_adam_on_real_views_equals_plain_adam():
+    acts = make_activations()
+    ours, plain = make_sae(), make_sae()
+    config = CONFIG.model_copy(update={"n_epochs": 1, "auxiliary_weight": 0.0, "gradient_clip": 1e9, "warmup": 0, "decay": 0})
+    train(ours, acts, config, progress=False)
+    mean, scale = trainer.channel_statistics(plain, acts, 8)
+    plain.fit_normalization(mean, scale)
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(acts), generator=generator)[:64]
+    plain.initialize_from(acts[chosen], generator)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-2, foreach=False, fused=False)
+    plain.train()
+    for index in torch.randperm(24, generator=torch.Generator().manual_seed(0)).split(8):
+        optimizer.zero_grad()
+        error = (acts[index] - plain(acts[index]).reconstruction).square().mean()
+        (error / plain.scale**2).backward()
+        optimizer.step()
+    for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-5, msg=name)
+
+
+def states_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("rule", [BatchTopK(4), TopK(3), JumpReLU(0.3, 0.3)])
+def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, rule, monkeypatch):
+    acts = make_activations()
+    config = CONFIG.model_copy(update={"checkpoint_every": 5, "gate_weight": 1e-3})
+    whole = make_sae(concept_rule=rule)
+    expected = train(whole, acts, config, progress=False)
+
+    class Stop(Exception):
+        pass
+
+    calls = []
+    step = trainer._Run._one_step
+
+    def stop_at_eight(run, x):
+        calls.append(1)
+        if len(calls) == 8:
+            raise Stop
+        return step(run, x)
+
+    broken = make_sae(concept_rule=rule)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Run, "_one_step", stop_at_eight)
+        with pytest.raises(Stop):
+            train(broken, acts, config, checkpoint_dir=tmp_path, progress=False)
+    resumed = make_sae(seed=5, concept_rule=rule)
+    history = train(resumed, acts, config, checkpoint_dir=tmp_path, resume=True, progress=False)
+    states_equal(whole.state_dict(), resumed.state_dict())
+    assert [row["step"] for row in history.rows][-1] == expected.rows[-1]["step"]
+    assert history.rows[-1]["fve"] == expected.rows[-1]["fve"]
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    acts = make_activations()
+    train(make_sae(), acts, CONFIG, checkpoint_dir=tmp_path, progress=False)
+    other = CONFIG.model_copy(update={"learning_rate": 0.5})
+    with pytest.raises(ValueError, match="another run"):
+        train(make_sae(), acts, other, checkpoint_dir=tmp_path, resume=True, progress=False)
+    tensors, header = read_tensors(tmp_path / "training.safetensors")
+    assert any(name.startswith("optimizer.") for name in tensors)
+    assert "progress" in header
+
+
+def test_nan_stops_with_the_last_good_state(monkeypatch):
+    acts = make_activations()
+    sae = make_sae()
+    good = {}
+    step = trainer._Run._one_step
+
+    def poison(run, x):
+        out = step(run, x)
+        if run.step == 4:
+            good.update({name: tensor.clone() for name, tensor in run.sae.state_dict().items()})
+        if run.step == 6:
+            run.sae.concept_decoder.conv.bias.data.fill_(float("nan"))
+        return out
+
+    monkeypatch.setattr(trainer._Run, "_one_step", poison)
+    with pytest.raises(FloatingPointError, match="last good state"):
+        train(sae, acts, CONFIG, progress=False)
+    assert not sae.training
+    states_equal(good, sae.state_dict())
+
+
+def test_bad_activations_are_refused_before_training():
+    sae = make_sae()
+    acts = make_activations()
+    acts[5, 0, 3, 3] = float("nan")
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        train(sae, acts, CONFIG, progress=False)
+    with pytest.raises(ValueError, match="channels"):
+        train(sae, make_activations(channels=3), CONFIG, progress=False)
+    with pytest.raises(ValueError, match="no activations"):
+        train(sae, acts[:0], CONFIG, progress=False)
+    with pytest.raises(ValueError, match="constant"):
+        train(sae, torch.ones(4, 4, 8, 8), CONFIG, progress=False)
+
+
+def test_config_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="n_epoch"):
+        TrainingConfig(n_epoch=3)
+    with pytest.raises(ValueError, match="learning_rate"):
+        TrainingConfig(learning_rate=-1.0)
+
+
+def test_dead_concepts_get_a_gradient():
+    sae = make_sae(concept_rule=TopK(2))
+    acts = make_activations()
+    sae.fit_normalization(*trainer.channel_statistics(sae, acts, 8))
+    with torch.no_grad():
+        sae.concept_encoder.conv.bias[5] = -50.0  # wholly negative: never on
+    dead = torch.zeros(12, dtype=torch.bool)
+    dead[5] = True
+    written = sae.dead_reconstruction(acts, dead, 4)
+    trainer.auxiliary_loss(acts - acts.mean(), written, sae.basis).backward()
+    layer = sae.concept_encoder
+    assert layer.conv.weight.tensor.grad[:, 5].abs().max() > 0
+    assert layer.skip.conv.weight.grad[5].abs().max() > 0
+    assert layer.conv.bias.grad[5] != 0
+    assert layer.conv.weight.tensor.grad[:, 4].abs().max() == 0
+
+
+def test_dead_concepts_are_counted_in_fields_and_signed_codes_are_not_dead():
+    from neuralop_sae.codes import ConceptCodes
+    from neuralop_sae.training.revival import DeadConcepts
+
+    dead = DeadConcepts(3, dead_after=10)
+    values = torch.stack([torch.tensor([1.0, -1.0]), torch.zeros(2)])  # cancels; all zero
+    basis = make_sae().basis
+    codes = ConceptCodes(torch.tensor([0, 1]), torch.tensor([0, 1]), values, 4, 3, basis)
+    for _ in range(3):
+        dead.update(codes)
+    assert dead.fields_since_on.tolist() == [0, 12, 12]
+    assert dead.mask().tolist() == [False, True, True]
+
+
+def test_defaults_do_not_collapse():
+    """Plain top-k on functions keeps the same k concepts; the defaults must not."""
+    acts = make_activations(n=48)
+    torch.manual_seed(0)
+    sae = SAEFNO(4, 12, (5, 5), concept_rule=TopK(12))
+    train(sae, acts, CONFIG.model_copy(update={"n_epochs": 10}), progress=False)
+    codes = sae.encode(acts)
+    on = torch.bincount(codes.concept[codes.values.flatten(1).any(1)], minlength=12) > 0
+    assert on.double().mean() >= 0.75
+
+
+def test_pointwise_baseline_trains_too():
+    torch.manual_seed(0)
+    sae = SAEPointwise(4, 12, k=2)
+    history = train(sae, make_activations(), CONFIG.model_copy(update={"n_epochs": 30}), progress=False)
+    assert history["fve"][-1] > 0.8
+    assert history.rows[-1]["l0_local"] <= 2
