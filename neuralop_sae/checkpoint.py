@@ -117,8 +117,10 @@ def save_model(folder: str | Path, config: Mapping[str, Any], tensors: Mapping[s
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; a model is saved as a folder")
-    write_tensors(folder / WEIGHTS_NAME, tensors)
-    write_json(folder / CONFIG_NAME, {"schema_version": SCHEMA_VERSION, **config})
+    description = {"schema_version": SCHEMA_VERSION, **config}
+    # The copy in the header is written in one step with the tensors: a crash between the files does not lose it.
+    write_tensors(folder / WEIGHTS_NAME, tensors, {"config": json.dumps(description)})
+    write_json(folder / CONFIG_NAME, description)
 
 
 def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -138,12 +140,19 @@ def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not (folder / name).is_file():
             found = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
             raise FileNotFoundError(f"{folder} has no {name} (found: {found or 'nothing'})")
-    try:
-        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        schema = config.pop("schema_version")
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{folder / CONFIG_NAME} is damaged: {error!r}") from error
-    if schema != SCHEMA_VERSION:
-        raise ValueError(f"{folder} has schema version {schema}; this version of neuralop_sae reads {SCHEMA_VERSION}")
+    config = _parse_config((folder / CONFIG_NAME).read_bytes(), folder / CONFIG_NAME)
     tensors, _ = read_tensors(folder / WEIGHTS_NAME)
     return config, tensors
+
+
+def _parse_config(text: str | bytes, path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(config, dict) or "schema_version" not in config:
+        raise ValueError(f"{path} is damaged: a JSON object with 'schema_version' was expected")
+    schema = config.pop("schema_version")
+    if schema != SCHEMA_VERSION:
+        raise ValueError(f"{path} has schema version {schema}; this version of neuralop_sae reads {SCHEMA_VERSION}")
+    return config

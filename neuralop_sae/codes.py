@@ -54,7 +54,8 @@ class ConceptCodes:
 
     def norms(self) -> Tensor:
         """L2 norm of each code over the domain, ``(n,)``."""
-        return self.basis.mean_square(self.values).sqrt()
+        weighted = self.values * self.basis.quadrature(self.grid, like=self.values).sqrt()
+        return torch.linalg.vector_norm(weighted.flatten(1), dim=1)
 
     def l0(self) -> Tensor:
         """Concepts on per sample (their code is not zero everywhere), mean over the samples, ``()``."""

@@ -60,7 +60,7 @@ class QuickstartConfig(BaseModel):
     resolutions: tuple[int, int] = (48, 96)
     hidden_channels: int = Field(32, ge=1)
     n_layers: int = Field(4, ge=1)
-    operator_epochs: int = Field(10, ge=1)
+    operator_epochs: int = Field(8, ge=1)
     block: int = Field(2, ge=0)
     n_concepts: int = Field(64, ge=1)
     concepts_per_point: int = Field(4, ge=1)
@@ -131,7 +131,8 @@ def quickstart(
     say(f"3/5  activations of {site!r}")
     splits = {"train": problem.train, "coarse": problem.coarse, "fine": problem.fine}
     activations = {
-        name: capture(operator, site, {"x": split.x}, data_processor=processor) for name, split in splits.items()
+        name: capture(operator, site, {"x": split.x, "y": split.y}, data_processor=processor)
+        for name, split in splits.items()
     }
     say(f"4/5  an SAEFNO of {config.n_concepts} concepts")
     sae, history = _train_autoencoder(config, activations["train"], device, progress)
@@ -196,8 +197,13 @@ def _train_operator(
     )
     with tqdm(total=len(loader) * config.operator_epochs, desc="operator", unit="step", disable=not progress) as bar:
         optimizer.register_step_post_hook(lambda *_: bar.update() and None)
-        trainer.train(loader, {}, optimizer, scheduler, training_loss=LpLoss(d=2, p=2))
+        trainer.train(loader, {}, optimizer, scheduler, training_loss=_relative_l2)
     return model.eval(), processor
+
+
+def _relative_l2(prediction: Tensor, y: Tensor, **_: Tensor) -> Tensor:
+    """neuralop's loss, which warns of the batch's other entries that the Trainer hands to it."""
+    return LpLoss(d=2, p=2)(prediction, y)
 
 
 def _train_autoencoder(

@@ -32,6 +32,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, T] = {}
+        self._spelling: dict[str, str] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that adds an object under `name` (case does not matter); ValueError if the name is taken."""
@@ -40,7 +41,7 @@ class Registry(Generic[T]):
             key = name.lower()
             if key in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is registered already: {self._entries[key]!r}")
-            self._entries[key] = entry
+            self._entries[key], self._spelling[key] = entry, name
             return entry
 
         return add
@@ -52,6 +53,16 @@ class Registry(Generic[T]):
         except KeyError:
             known = ", ".join(self.names()) or "none"
             raise ValueError(f"unknown {self.kind} {name!r}; known: {known}") from None
+
+    def name_of(self, entry: T, default: str | None = None) -> str:
+        """The name under which an object is registered; if it is not, `default`, or ValueError that lists the known
+        names."""
+        for name, known in self._entries.items():
+            if known is entry:
+                return self._spelling[name]
+        if default is not None:
+            return default
+        raise ValueError(f"{getattr(entry, '__name__', entry)} is no {self.kind}; known: {', '.join(self.names()) or 'none'}")
 
     def names(self) -> list[str]:
         """Registered names, sorted."""

@@ -14,7 +14,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,6 @@ from .layers.concepts import ConceptDecoder, ConceptEncoder, Spectrum
 from .layers.selection import Selection
 from .layers.sparsity import ConceptRule, DomainRule, Rule, build_rule, concept_rules, domain_rules
 from .models.base import SAE, SAEOutput, load
-
-R = TypeVar("R", bound=Rule)
 
 #: Largest relative error of an identity, per real dtype.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -191,28 +189,34 @@ def check_rule(rule: Rule, *, n_concepts: int = 12, seed: int = 0) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     require(isinstance(rule, ConceptRule | DomainRule), "rule", f"neither a concept nor a domain rule: {rule!r}")
+    built = _build(rule, n_concepts)
+    _check_config(rule, built)
     if isinstance(rule, ConceptRule):
-        _check_concept_rule(_check_config(rule, build_rule(rule, concept_rules, n_concepts)), n_concepts, generator)
-    elif isinstance(rule, DomainRule):
-        _check_domain_rule(_check_config(rule, build_rule(rule, domain_rules, n_concepts)), n_concepts, generator)
+        _check_concept_rule(built, n_concepts, generator)
+    else:
+        _check_domain_rule(built, n_concepts, generator)
 
 
-def _check_config(rule: Rule, built: R) -> R:
+def _build(rule: Any, n_concepts: int, config: Any = None) -> Any:
+    """From a config, by default the rule itself, a rule of the same kind."""
+    registry: Any = concept_rules if isinstance(rule, ConceptRule) else domain_rules
+    return build_rule(config or rule, registry, n_concepts)
+
+
+def _check_config(rule: Rule, built: Rule) -> None:
     """`built` is a copy of its own of `rule`, and its config makes it again."""
     require(built is not rule, "build_rule", "the model shares its rule with the caller")
-    registry = concept_rules if isinstance(rule, ConceptRule) else domain_rules
     config = rule.config()
     signature = inspect.signature(type(rule)).parameters.values()
     arguments = {p.name for p in signature if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     require(set(config) - {"name"} == arguments, "config", f"{config} does not hold the arguments {sorted(arguments)}")
-    again = build_rule(json.loads(json.dumps(config)), registry, 3 * 10**3)  # type: ignore[arg-type]
+    again = _build(rule, 3000, json.loads(json.dumps(config)))
     require(type(again) is type(rule) and again.config() == config, "config", f"{config} does not make the rule again")
     copied = copy.deepcopy(built)
     for tensor in copied.state_dict().values():
         tensor.fill_(1)
     shared = {t.data_ptr() for t in built.state_dict().values()} & {t.data_ptr() for t in copied.state_dict().values()}
     require(not shared, "deepcopy", "shares tensors with the original")
-    return built
 
 
 def _scores(n_concepts: int, generator: torch.Generator) -> Tensor:
@@ -237,8 +241,8 @@ def _check_concept_rule(rule: ConceptRule, p: int, generator: torch.Generator) -
         require(not rule.select(torch.zeros(2, p)).any(), f"a score of zero is never on {mode}")
     scores = _scores(p, generator)
     _check_frozen(rule, lambda some: rule.select(scores[some]), len(scores))
-    on = Selection.from_mask(rule.select(scores))
-    gates = rule.gate(scores[on.sample, on.concept], on.concept)
+    rows = Selection.from_mask(rule.select(scores))
+    gates = rule.gate(scores[rows.sample, rows.concept], rows.concept)
     require(gates is None or bool((gates == 1).all()), "gates in eval mode", f"are one, got {gates}")
     _check_state(rule, lambda other: other.select(scores), p)
 
@@ -253,8 +257,8 @@ def _check_domain_rule(rule: DomainRule, p: int, generator: torch.Generator) -> 
         mode = "in training mode" if training else "in eval mode"
         rows = (torch.rand(6 * p, generator=generator) > 0.4).nonzero()[:, 0]
         dense = rule.activate(values, concept, quadrature)
-        assert_equal(f"rows are activated as in the dense tensor {mode}",
-                     rule.activate(values[rows], concept[rows], quadrature), dense[rows])  # fmt: skip
+        alone = rule.activate(values[rows], concept[rows], quadrature)
+        assert_equal(f"rows are activated as in the dense tensor {mode}", alone, dense[rows])
         excess = float((dense.square().mean(1) - values.square().mean(1)).max())
         require(excess < 1e-6, f"a code is no larger than its pre-code {mode}", f"mean square larger by {excess:.1e}")
         if training:
@@ -264,13 +268,22 @@ def _check_domain_rule(rule: DomainRule, p: int, generator: torch.Generator) -> 
     require(estimate.shape == (6, p) and (estimate >= 0).all(), "estimate", "is a non-negative (B, p)")
     if not rule.rectifies:
         assert_equal("estimate of a rule that does not rectify", estimate, dense.square().mean(1).reshape(6, p))
-    slots = values.abs().reshape(6, p, 9)
-    padded = rule.compete(torch.cat([slots, torch.zeros(6, p, 9)], 1))
-    assert_equal("competition ignores absent concepts", padded[:, :p], rule.compete(slots))
-    require(not padded[:, p:].any(), "competition ignores absent concepts", "an absent concept has a code")
-    _check_frozen(rule, lambda some: rule.compete(rule.activate(
-        values.reshape(6, p, 9)[some].flatten(0, 1), concept[: len(some) * p], quadrature).reshape(-1, p, 9)), 6)  # fmt: skip
+    slots = values.reshape(6, p, 9)
+    _check_competition(rule, slots.abs())
+
+    def codes(some: Tensor) -> Tensor:
+        rows = slots[some].flatten(0, 1)
+        return rule.compete(rule.activate(rows, concept[: len(rows)], quadrature).reshape(-1, p, 9))
+
+    _check_frozen(rule, codes, len(slots))
     _check_state(rule, lambda other: other.activate(values, concept, quadrature), p)
+
+
+def _check_competition(rule: DomainRule, slots: Tensor) -> None:
+    what, p = "competition ignores absent concepts", slots.shape[1]
+    padded = rule.compete(torch.cat([slots, torch.zeros_like(slots)], 1))
+    assert_equal(what, padded[:, :p], rule.compete(slots))
+    require(not padded[:, p:].any(), what, "an absent concept has a code")
 
 
 def _check_frozen(rule: Rule, apply: Callable[[Tensor], Tensor], n: int) -> None:
@@ -289,9 +302,8 @@ def _require_same_state(before: dict[str, Tensor], after: dict[str, Tensor], wha
     require(before.keys() == after.keys() and not changed, what, f"changed: {changed}")
 
 
-def _check_state(rule: Rule, apply: Callable[[Rule], Tensor], p: int) -> None:
-    registry = concept_rules if isinstance(rule, ConceptRule) else domain_rules
-    fresh = build_rule(rule.config(), registry, p).eval()  # type: ignore[arg-type]
+def _check_state(rule: Rule, apply: Callable[[Any], Tensor], p: int) -> None:
+    fresh = _build(rule, p, rule.config()).eval()
     fresh.load_state_dict(rule.state_dict())
     require(torch.equal(apply(fresh), apply(rule)), "the state dict restores the rule", "results differ")
 
@@ -400,22 +412,24 @@ def check_model(model: SAE, x: Tensor, *, seed: int = 0) -> None:
     require(len(x) > 1, "x", "two samples or more are needed")
     for training in (True, False):
         mode = "in training mode" if training else "in eval mode"
-        _check_oracle(copy.deepcopy(model).train(training), x, mode, seed)
+        check_oracle(copy.deepcopy(model).train(training), x, mode, seed)
         doubled = copy.deepcopy(model).double().train(training)
-        _check_oracle(doubled, x.double(), f"{mode}, float64", seed)
+        check_oracle(doubled, x.double(), f"{mode}, float64", seed)
     evaluated = copy.deepcopy(model).eval()
     _check_eval(evaluated, x)
     _check_copies(evaluated, x)
+    kind: Any = type(model)
     try:
-        type(model)(**evaluated.config(), no_such_argument=1)
+        kind(**evaluated.config(), no_such_argument=1)
     except TypeError as error:
         require("no_such_argument" in str(error), "unknown constructor arguments", f"are not named: {error}")
     else:
         raise AssertionError("unknown constructor arguments: are not refused")
 
 
-def _check_oracle(model: SAE, x: Tensor, mode: str, seed: int) -> None:
-    """Values and gradients of the sparse path are those of the dense path."""
+def check_oracle(model: SAE, x: Tensor, mode: str = "", seed: int = 0) -> None:
+    """Values and gradients of the sparse path are those of the dense path, in the mode and dtype that the model is in; part of
+    :func:`check_model`. `mode` is for messages."""
     cotangent = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(seed)).to(x.device)
     results = []
     for forward in (type(model).forward, type(model).dense_forward):
@@ -430,7 +444,7 @@ def _check_oracle(model: SAE, x: Tensor, mode: str, seed: int) -> None:
     largest = max(float(g.norm()) for g in expected_gradients.values() if g is not None)
     require(torch.isfinite(torch.tensor(largest)), f"gradients {mode}", "are not finite")
     for name, reference in expected_gradients.items():
-        reference, gradient = (torch.zeros(1, dtype=model.dtype) if g is None else g for g in (reference, gradients[name]))
+        reference, gradient = (model.mean.new_zeros(1) if g is None else g for g in (reference, gradients[name]))
         if gradient.shape != reference.shape:  # one path does not reach a parameter, the other gives it a zero
             gradient, reference = gradient.norm()[None], reference.norm()[None]
         assert_equal(f"gradient of {name}, sparse = dense {mode}", gradient, reference, scale=1e-3 * largest)
@@ -470,11 +484,10 @@ def _check_copies(model: SAE, x: Tensor) -> None:
     require(loaded.dtype == model.dtype, "save and load", f"dtype {loaded.dtype} instead of {model.dtype}")
     for what, other in (("load", loaded), ("from_pretrained", named), ("deepcopy", copy.deepcopy(model))):
         require(torch.equal(other(x).reconstruction, expected), what, "the output differs")
-    nested, other = nn.Sequential(copy.deepcopy(model)), nn.Sequential(copy.deepcopy(model))
+    nested, state = nn.Sequential(copy.deepcopy(model)), nn.Sequential(copy.deepcopy(model)).state_dict()
     for parameter in nested.parameters():
         parameter.add_(1)
     require(torch.equal(model(x).reconstruction, expected), "deepcopy", "shares tensors with the original")
-    state = other.state_dict()
     strange = [name for name, value in state.items() if not name.startswith("0.") or not isinstance(value, Tensor)]
     require(not strange, "nested state dict", f"holds {strange}, which break strict loading")
     nested.load_state_dict(state, strict=True)

@@ -25,9 +25,11 @@ def test_names_are_case_insensitive_and_sorted() -> None:
 
 
 def test_register_returns_the_entry() -> None:
+    registry: Registry[object] = Registry("function")
+
     def entry() -> None: ...
 
-    assert Registry("function").register("f")(entry) is entry
+    assert registry.register("f")(entry) is entry
 
 
 def test_duplicates_are_refused_and_leave_the_first() -> None:

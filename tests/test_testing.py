@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -149,7 +149,7 @@ class FewCandidates(TopK):
 
 
 class DropsArgument(TopK):
-    arguments = ()
+    arguments: ClassVar[tuple[str, ...]] = ()  # type: ignore[assignment]
 
 
 class Amplifies(Rectify):
@@ -255,7 +255,7 @@ def test_check_concept_layer_finds(encoder: Any, decoder: Any, message: str) -> 
         check_concept_layer(encoder(3, 6, (5, 4)), decoder(3, 6, (5, 4)))
 
 
-class Unselected(SAEFNO, name="test_unselected"):
+class Unselected(SAEFNO, name="test_unselected"):  # type: ignore[call-arg]
     """Turns on what is weakest."""
 
     def _rank(self, spectrum: Any) -> Any:
@@ -269,7 +269,7 @@ def as_sound(model: SAEFNO) -> SAEFNO:
     return other
 
 
-class DetachedCodes(SAEFNO, name="test_detached"):
+class DetachedCodes(SAEFNO, name="test_detached"):  # type: ignore[call-arg]
     """A gradient that never reaches the encoder."""
 
     def _express(self, *args: Any) -> Any:
@@ -277,14 +277,14 @@ class DetachedCodes(SAEFNO, name="test_detached"):
         return values.detach() + 0 * values, gates
 
 
-class RemembersInput(SAEFNO, name="test_remembers"):
+class RemembersInput(SAEFNO, name="test_remembers"):  # type: ignore[call-arg]
     """Batch normalisation in eval mode."""
 
     def normalize(self, x: Tensor) -> Tensor:
         return super().normalize(x) / x.std()
 
 
-class UpstreamStateDict(SAEFNO, name="test_upstream"):
+class UpstreamStateDict(SAEFNO, name="test_upstream"):  # type: ignore[call-arg]
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         state = super().state_dict(*args, **kwargs)
         state["_metadata"] = self._init_kwargs
@@ -340,9 +340,9 @@ def test_relative_error() -> None:
     assert relative_error(a, torch.zeros(2), scale=50) == pytest.approx(0.1)
     with pytest.raises(AssertionError, match=r"here: shape \(2,\) instead of \(3,\)"):
         assert_equal("here", a, torch.zeros(3))
-    with pytest.raises(AssertionError, match="here: dtype torch.float64 instead of torch.float32"):
+    with pytest.raises(AssertionError, match=r"here: dtype torch.float64 instead of torch.float32"):
         assert_equal("here", a.double(), a)
-    with pytest.raises(AssertionError, match="here: relative error 1.0e-01, allowed 1e-05"):
+    with pytest.raises(AssertionError, match=r"here: relative error 1.0e-01, allowed 1e-05"):
         assert_equal("here", a * 1.1, a)
 
 

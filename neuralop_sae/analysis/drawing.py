@@ -28,9 +28,7 @@ class ColorScale:
     @classmethod
     def of(cls, *fields: Tensor) -> ColorScale:
         """The scale that holds all `fields`: diverging and centred at zero if both signs matter."""
-        low, high = (
-            float(f([float(f2(x)) for x in fields])) for f, f2 in ((min, torch.amin), (max, torch.amax))
-        )
+        low, high = (float(f([float(f2(x)) for x in fields])) for f, f2 in ((min, torch.amin), (max, torch.amax)))
         # GELU dips to -0.17: a few small negative values must not cost a positive field half of its colours.
         if min(-low, high) > 0.1 * max(-low, high):
             return cls("RdBu_r", -max(-low, high), max(-low, high))
@@ -57,9 +55,7 @@ def plane(values: Tensor) -> Tensor:
         For more than three dimensions.
     """
     if values.ndim > 3:
-        raise ValueError(
-            f"figures draw grids of 1 to 3 dimensions, got {tuple(values.shape)}; take a slice first"
-        )
+        raise ValueError(f"figures draw grids of 1 to 3 dimensions, got {tuple(values.shape)}; take a slice first")
     values = values.detach().cpu()
     if values.ndim == 0:
         return values.view(1, 1)
@@ -123,9 +119,7 @@ def subplots(n_rows: int, n_columns: int, width: float = 2.0, height: float = 2.
     """A figure with ``(n_rows, n_columns)`` axes of a size in inches, in the style of this package."""
     from matplotlib.figure import Figure
 
-    figure = Figure(
-        figsize=(n_columns * width + 0.8, n_rows * height + 0.3), layout="constrained", facecolor="white"
-    )
+    figure = Figure(figsize=(n_columns * width + 0.8, n_rows * height + 0.3), layout="constrained", facecolor="white")
     axes = figure.subplots(n_rows, n_columns, squeeze=False)
     for ax in axes.flat:
         ax.tick_params(colors=INK, labelsize=8)

@@ -7,6 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..attach.capture import eval_mode
+from ..codes import ConceptCodes
 from ..metrics import FieldStatistics, energy_quantile_count, usage_entropy
 from ..models.base import SAE
 
@@ -81,7 +82,7 @@ class ConceptUse:
         self.l0 = self.l0_local = 0.0
         self.n_samples = 0
 
-    def update(self, codes) -> None:  # noqa: ANN001 (ConceptCodes)
+    def update(self, codes: ConceptCodes) -> None:
         """Add the codes of a batch."""
         expressed = codes.values.flatten(1).any(1)
         self._on += torch.bincount(codes.concept[expressed].cpu(), minlength=codes.n_concepts)
@@ -139,7 +140,7 @@ def code_consistency(sae: SAE, coarse: Tensor, fine: Tensor, *, batch_size: int 
     }
 
 
-def _restrict(codes, grid: tuple[int, ...]) -> Tensor:  # noqa: ANN001 (ConceptCodes)
+def _restrict(codes: ConceptCodes, grid: tuple[int, ...]) -> Tensor:
     """Dense codes on a coarser grid, ``(B, p, *grid)``."""
     ratios = [fine / coarse for fine, coarse in zip(codes.grid, grid, strict=True)]
     if any(ratio != int(ratio) for ratio in ratios):

@@ -70,7 +70,7 @@ def faithfulness(
         if "y" not in batch:
             raise ValueError(f"batches need the target under 'y'; got the keys {sorted(batch)}")
     activations = capture(
-        model, site, ({"x": batch["x"]} for batch in batches), data_processor=data_processor
+        model, site, batches, data_processor=data_processor
     )
     mean = activations.double().transpose(0, 1).flatten(1).mean(1)
     conditions: dict[str, Callable[[], AbstractContextManager[Any]]] = {

@@ -51,9 +51,7 @@ _HISTORY_LABELS = {
 _CLOCKS = ("step", "epoch", "seconds", "time", "learning_rate", "lr")
 
 
-def field_image(
-    values: Tensor, scale: ColorScale, background: Tensor | None = None, size: float = 1.6
-) -> Figure:
+def field_image(values: Tensor, scale: ColorScale, background: Tensor | None = None, size: float = 1.6) -> Figure:
     """A field ``(*grid)`` alone, without frame or text, to stand in a page that has its own captions."""
     from matplotlib.figure import Figure
 
@@ -66,9 +64,7 @@ def field_image(
     return figure
 
 
-def fields_figure(
-    fields: Mapping[str, Tensor], *, n_dim: int = 2, shared: Sequence[Sequence[str]] = ()
-) -> Figure:
+def fields_figure(fields: Mapping[str, Tensor], *, n_dim: int = 2, shared: Sequence[Sequence[str]] = ()) -> Figure:
     """Fields side by side: input, activation, prediction and the like.
 
     Parameters
@@ -99,9 +95,7 @@ def fields_figure(
 
 def _one_channel(title: str, values: Tensor, n_dim: int) -> tuple[Tensor, str]:
     if values.ndim not in (n_dim, n_dim + 1):
-        raise ValueError(
-            f"{title!r} has {values.ndim} axes: pass (*grid) or (channels, *grid) of a {n_dim}-d grid"
-        )
+        raise ValueError(f"{title!r} has {values.ndim} axes: pass (*grid) or (channels, *grid) of a {n_dim}-d grid")
     if values.ndim == n_dim:
         return values, ""
     return (values[0], "") if len(values) == 1 else (values.norm(dim=0), "\n(norm over channels)")
@@ -188,7 +182,7 @@ def spectra_figure(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[i
     ax.axhline(1.0, color=GREY, linestyle="--", linewidth=1.2)
     for concept, values, color in zip(indices, gain, PALETTE, strict=False):
         ax.semilogy(
-            spectra.wavenumbers, values, color=color, marker="o", markersize=3, label=f"concept {concept}"
+            spectra.wavenumbers.numpy(), values.numpy(), color=color, marker="o", markersize=3, label=f"concept {concept}"
         )
     low, high = float(gain[gain > 0].min()) if (gain > 0).any() else 1.0, max(float(gain.max()), 1.0)
     ax.set_ylim(max(min(low / 1.3, 0.5), high * 1e-4), max(high * 1.3, 2.0))
@@ -209,7 +203,7 @@ def _spectra_map(gain: Tensor, wavenumbers: Tensor, indices: list[int]) -> Figur
     # At least a factor of two either way, so that spectra flat to a few per cent look flat.
     span = min(max(float(gain[gain > 0].log().abs().max().exp()) if (gain > 0).any() else 2.0, 2.0), 1e3)
     norm = LogNorm(1 / span, span)
-    image = ax.imshow(gain.T.clamp(1 / span, span), norm=norm, cmap="RdBu_r", aspect="auto", origin="lower")
+    image = ax.imshow(gain.T.clamp(1 / span, span).numpy(), norm=norm, cmap="RdBu_r", aspect="auto", origin="lower")
     ax.set(xlabel="concept, strongest first", ylabel="wavenumber\n(cycles per domain)")
     ax.set_xticks(range(len(indices)), [str(c) for c in indices], rotation=90)
     ax.set_yticks(range(len(wavenumbers)), [str(int(k)) for k in wavenumbers])
@@ -233,9 +227,7 @@ def reconstruction_figure(x: Tensor, reconstruction: Tensor, sample: int = 0, n_
         centred at zero and as wide, so that equal differences of colour mean equal differences of value.
     """
     if x.shape != reconstruction.shape:
-        raise ValueError(
-            f"x is {tuple(x.shape)}, its reconstruction {tuple(reconstruction.shape)}: pass equal shapes"
-        )
+        raise ValueError(f"x is {tuple(x.shape)}, its reconstruction {tuple(reconstruction.shape)}: pass equal shapes")
     original, rebuilt = x[sample].detach().cpu(), reconstruction[sample].detach().cpu()
     channels = original.flatten(1).var(1).argsort(descending=True)[:n_channels].tolist()
     figure, axes = subplots(len(channels), 3, 2.2, 2.0)
@@ -248,9 +240,7 @@ def reconstruction_figure(x: Tensor, reconstruction: Tensor, sample: int = 0, n_
         row[0].set_ylabel(f"channel {channel}")
         color_bar(figure, image, list(row[:2]), "")
         color_bar(figure, error, row[2], "")
-    for ax, title in zip(
-        axes[0], ("original", "reconstruction", "reconstruction \u2212 original"), strict=True
-    ):
+    for ax, title in zip(axes[0], ("original", "reconstruction", "reconstruction \u2212 original"), strict=True):
         ax.set_title(title + slice_note(original.ndim - 1))
     return figure
 
@@ -268,20 +258,14 @@ def usage_figure(frequency: Tensor, share: Tensor) -> Figure:
     figure, axes = subplots(1, 2, 3.6, 2.5)
     rank = range(1, len(frequency) + 1)
     ordered, dead = frequency.sort(descending=True).values, int((frequency == 0).sum())
-    axes[0, 0].fill_between(rank, ordered, step="mid", color=PALETTE[0], alpha=0.85, linewidth=0)
-    axes[0, 0].set(
-        xlabel="concept, most frequent first", ylabel="fraction of samples it is on in", ylim=(0, 1.02)
-    )
+    axes[0, 0].fill_between(rank, ordered.numpy(), step="mid", color=PALETTE[0], alpha=0.85, linewidth=0)
+    axes[0, 0].set(xlabel="concept, most frequent first", ylabel="fraction of samples it is on in", ylim=(0, 1.02))
     if dead:
         alive = len(frequency) - dead
-        axes[0, 0].axvspan(
-            alive + 0.5, len(frequency) + 0.5, facecolor=GREY, alpha=0.25, hatch="///", edgecolor=GREY
-        )
-        axes[0, 0].text(
-            alive + 0.5 + dead / 2, 0.5, f"{dead} dead", ha="center", rotation=90, fontsize=9, color=INK
-        )
+        axes[0, 0].axvspan(alive + 0.5, len(frequency) + 0.5, facecolor=GREY, alpha=0.25, hatch="///", edgecolor=GREY)
+        axes[0, 0].text(alive + 0.5 + dead / 2, 0.5, f"{dead} dead", ha="center", rotation=90, fontsize=9, color=INK)
     cumulative = share.double().sort(descending=True).values.cumsum(0)
-    axes[0, 1].plot(rank, cumulative, color=PALETTE[0], linewidth=1.8)
+    axes[0, 1].plot(rank, cumulative.numpy(), color=PALETTE[0], linewidth=1.8)
     if cumulative[-1] > 0:
         c90 = energy_quantile_count(share)
         axes[0, 1].plot([c90, c90, 1], [0, 0.9, 0.9], color=PALETTE[5], linestyle="--", linewidth=1)
@@ -293,9 +277,7 @@ def usage_figure(frequency: Tensor, share: Tensor) -> Figure:
             fontsize=8,
             color=INK,
         )
-    axes[0, 1].set(
-        xlabel="number of concepts, strongest first", ylabel="cumulative share of energy", ylim=(0, 1.02)
-    )
+    axes[0, 1].set(xlabel="number of concepts, strongest first", ylabel="cumulative share of energy", ylim=(0, 1.02))
     return figure
 
 
@@ -314,13 +296,9 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     }
     clock = next((key for key in ("step", "epoch") if len(numbers.get(key, [])) == len(history)), None)
     keys = [key for key in _HISTORY_LABELS if numbers.get(key)]
-    keys += [key for key, points in numbers.items() if points and key not in keys and key not in _CLOCKS][
-        : 8 - len(keys)
-    ]
+    keys += [key for key, points in numbers.items() if points and key not in keys and key not in _CLOCKS][: 8 - len(keys)]
     if not keys:
-        raise ValueError(
-            f"history holds no numbers to draw: rows need keys such as 'loss', got {sorted(numbers)}"
-        )
+        raise ValueError(f"history holds no numbers to draw: rows need keys such as 'loss', got {sorted(numbers)}")
     n_columns = min(4, len(keys))
     figure, axes = subplots(-(-len(keys) // n_columns), n_columns, 2.6, 2.1)
     for ax in axes.flat[len(keys) :]:
@@ -343,9 +321,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def resolution_figure(
-    codes_low: ConceptCodes, codes_high: ConceptCodes, concepts: Sequence[int], sample: int = 0
-) -> Figure:
+def resolution_figure(codes_low: ConceptCodes, codes_high: ConceptCodes, concepts: Sequence[int], sample: int = 0) -> Figure:
     """The same concepts' codes of one sample on two grids, and value against value where the grids meet.
 
     Grids that nest are compared at their common points, others after resampling the finer code. r is
@@ -365,7 +341,7 @@ def resolution_figure(
         color_bar(figure, image, list(row[:2]), "code")
         row[0].set_ylabel(f"concept {concept}")
         row[2].plot([scale.low, scale.high], [scale.low, scale.high], color=GREY, linewidth=0.8)
-        row[2].plot(low.flatten(), common.flatten(), ".", markersize=2.5, color=PALETTE[0], rasterized=True)
+        row[2].plot(low.flatten().numpy(), common.flatten().numpy(), ".", markersize=2.5, color=PALETTE[0], rasterized=True)
         row[2].set_title(f"r = {pearson(low, common):.3f}")
         row[2].set(ylabel="fine grid")
     for ax, codes in zip(axes[0], (codes_low, codes_high), strict=False):
@@ -399,9 +375,7 @@ def dominance_figure(
         ax.set_title(f"sample {sample}" + slice_note(n_dim))
     entries = [(color, f"concept {c}") for color, c in zip(PALETTE, named, strict=False)]
     handles = [Patch(facecolor=color, label=label) for color, label in [*entries, (GREY, "any other")]]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False, labelcolor=INK
-    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False, labelcolor=INK)
     return figure
 
 

@@ -63,9 +63,7 @@ MEANINGS = {
         False,
         "Size of the reconstruction relative to the original; below 1 it is too weak.",
     ),
-    "l0": Meaning(
-        _SPARSITY, "Concepts per sample (L0)", False, "How many concepts are on in a sample, on average."
-    ),
+    "l0": Meaning(_SPARSITY, "Concepts per sample (L0)", False, "How many concepts are on in a sample, on average."),
     "l0_local": Meaning(
         _SPARSITY,
         "Concepts per point",
@@ -90,9 +88,7 @@ MEANINGS = {
         True,
         "Concepts that were never on in the samples analysed: unused capacity.",
     ),
-    "c90": Meaning(
-        _DICTIONARY, "Concepts for 90 % (C90)", False, "How many concepts carry nine tenths of the energy."
-    ),
+    "c90": Meaning(_DICTIONARY, "Concepts for 90 % (C90)", False, "How many concepts carry nine tenths of the energy."),
     "usage_entropy": Meaning(
         _DICTIONARY,
         "Evenness of use",
@@ -147,9 +143,7 @@ def metric_groups(metrics: Mapping[str, Any]) -> dict[str, Any]:
         ``"others"``: pairs of key (nested ones with dots) and text.
     """
     plain = dict(flatten(metrics))
-    is_known = {
-        key: key.rsplit(".", 1)[-1] in MEANINGS and isinstance(v, int | float) for key, v in plain.items()
-    }
+    is_known = {key: key.rsplit(".", 1)[-1] in MEANINGS and isinstance(v, int | float) for key, v in plain.items()}
     order = {name: i for i, name in enumerate(MEANINGS)}
     groups: dict[str, list[dict[str, str]]] = {meaning.group: [] for meaning in MEANINGS.values()}
     for key in sorted((key for key in plain if is_known[key]), key=lambda key: order[key.rsplit(".", 1)[-1]]):

@@ -20,7 +20,7 @@ from ..codes import ConceptCodes
 from ..layers.fourier import FourierBasis
 from ..models.base import SAE
 from . import figures
-from .drawing import INK, ColorScale
+from .drawing import INK, PALETTE, ColorScale
 from .summaries import (
     AtomSpectra,
     ConceptSummary,
@@ -29,6 +29,7 @@ from .summaries import (
     codes_of_samples,
     leading_components,
     rank_energy,
+    strongest_concepts,
 )
 
 if TYPE_CHECKING:
@@ -62,9 +63,7 @@ def _svg(figure: Figure, *, transparent: bool = True) -> str:
     # A fixed salt and no date: the same figure is the same text.
     settings: dict[Any, Any] = {"svg.hashsalt": "neuralop_sae", "svg.fonttype": "none", "savefig.dpi": 110}
     with matplotlib.rc_context(settings):
-        figure.savefig(
-            buffer, format="svg", transparent=transparent, metadata={"Date": None, "Creator": None}
-        )
+        figure.savefig(buffer, format="svg", transparent=transparent, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     return re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
 
@@ -82,7 +81,9 @@ def inline_svg(figure: Figure, alt: str, prefix: str) -> Markup:
         Put before all ids, which must be unique in the page.
     """
     text = _svg(figure).replace(INK, "currentColor")
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    # Matplotlib names every group, and equal images alike; only what is referred to needs its id.
+    needed = set(re.findall(r'(?:url\(|href=")#([^)"]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in needed else "", text)
     text = re.sub(r'(url\(|href=")#', rf"\1#{prefix}-", text)
     width = re.search(r'<svg[^>]*?width="([\d.]+)pt"', text)
     assert width is not None
@@ -141,11 +142,11 @@ class Page:
             ("Model", type(self.sae).__name__),
             ("Concepts", f"{self.sae.n_concepts} ({alive} in use)"),
             ("Samples", str(len(self.activations))),
-            ("Grid", " × ".join(map(str, self.grid))),
+            ("Grid", " \u00d7 ".join(map(str, self.grid))),
             ("Channels", str(self.sae.in_channels)),
         ]
         if "n_modes" in config:
-            facts.append(("Modes", " × ".join(map(str, config["n_modes"]))))
+            facts.append(("Modes", " \u00d7 ".join(map(str, config["n_modes"]))))
         for key, name in (("concept_rule", "Concept rule"), ("domain_rule", "Domain rule")):
             rule = config.get(key)
             if isinstance(rule, Mapping):
@@ -189,9 +190,7 @@ class Page:
         if not samples:
             return [], None
         concepts = torch.tensor(self.shown)
-        return samples, codes_of_samples(
-            self.sae, self.activations, samples, concepts=concepts, batch_size=self.batch_size
-        )
+        return samples, codes_of_samples(self.sae, self.activations, samples, concepts=concepts, batch_size=self.batch_size)
 
     def cards(self) -> Iterator[dict[str, Any]]:
         """One card per shown concept, strongest first."""
@@ -208,9 +207,7 @@ class Page:
                 "atom": data_uri(figures.field_image(atom, ColorScale("RdBu_r", -peak, peak))),
                 "atom_share": share,
                 "atom_peak": peak,
-                "spectrum": inline_svg(
-                    spectrum, f"Energy spectrum of the atom of concept {concept}", f"spectrum-{concept}"
-                ),
+                "spectrum": inline_svg(spectrum, f"Energy spectrum of the atom of concept {concept}", f"spectrum-{concept}"),
                 **self._maps(concept),
             }
 
@@ -255,8 +252,9 @@ class Page:
         figure = figures.fields_figure(fields, n_dim=n_dim, shared=shared)
         yield "fields", "The layer and its copy", "Sample 0, in the units of the activations.", figure
         if self.shown:
-            concepts = self.shown
-            figure = figures.dominance_figure(codes, self.sae, concepts, samples, self.inputs)
+            # The strongest of these samples: those of the whole set may be off in them.
+            local = strongest_concepts(codes, self.sae, len(PALETTE))[0].tolist()
+            figure = figures.dominance_figure(codes, self.sae, local, samples, self.inputs)
             yield "territory", "Who writes where", _TERRITORY, figure
         figure = figures.usage_figure(self.summary.frequency, self.summary.share)
         yield "usage", "How the dictionary is used", _USAGE, figure
@@ -292,7 +290,7 @@ class Page:
 
 
 _TERRITORY = (
-    "The concept that writes most at each point: the strongest seven in colours, others grey, none white."
+    "The concept that writes most at each point: the strongest seven of these samples in colours, others grey, none white."
 )
 _USAGE = "Left: how often each concept is on. Right: how few concepts carry most of the energy."
 _SPECTRA = (

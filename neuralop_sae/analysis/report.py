@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def report(
     title: str = "Concepts of a neural operator",
     inputs: Tensor | None = None,
     metrics: Mapping[str, Any] | None = None,
-    history: Sequence[Mapping[str, Any]] | None = None,
+    history: Any = None,
     model_card: Mapping[str, Any] | None = None,
     high_resolution: Tensor | None = None,
     labels: Mapping[int, str] | None = None,
@@ -58,8 +58,8 @@ def report(
         first channel.
     metrics : mapping of str to number, optional
         What ``evaluate`` and ``faithfulness`` return. By default a few are computed from the activations.
-    history : sequence of mappings, optional
-        Rows of the training history.
+    history : sequence of mappings, or an object with such ``rows``, optional
+        The training history, as ``train`` returns it.
     model_card : mapping of str, optional
         Provenance: date, seed, command, layer, data set. Shown as it is.
     high_resolution : Tensor, optional
@@ -89,6 +89,7 @@ def report(
     for name, value in (("n_concepts", n_concepts), ("n_samples", n_samples), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive int, got {value!r}")
+    history = getattr(history, "rows", history)
     _check_fields(sae, activations, inputs, high_resolution)
     _check_plain(metrics, history, model_card, labels)
     target = _writable(Path(path))
@@ -121,21 +122,15 @@ def _write_text(path: Path, text: str) -> None:
 
 def _environment() -> Environment:
     loader = PackageLoader("neuralop_sae.analysis")
-    environment = Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters["percent"] = percent
     environment.filters["number"] = number
     return environment
 
 
-def _check_fields(
-    sae: SAE, activations: Tensor, inputs: Tensor | None, high_resolution: Tensor | None
-) -> None:
+def _check_fields(sae: SAE, activations: Tensor, inputs: Tensor | None, high_resolution: Tensor | None) -> None:
     if not isinstance(sae, SAE):
-        raise TypeError(
-            f"sae must be an SAE of neuralop_sae, got {type(sae).__name__}; load one with neuralop_sae.load"
-        )
+        raise TypeError(f"sae must be an SAE of neuralop_sae, got {type(sae).__name__}; load one with neuralop_sae.load")
     named = {"activations": activations, "inputs": inputs, "high_resolution": high_resolution}
     for name, field in named.items():
         if field is None and name != "activations":
@@ -143,17 +138,11 @@ def _check_fields(
         if not isinstance(field, Tensor):
             raise TypeError(f"{name} must be a tensor (N, channels, *grid), got {type(field).__name__}")
         if field.ndim != sae.n_dim + 2 or 0 in field.shape:
-            raise ValueError(
-                f"{name} must be (N, channels, *grid) with {sae.n_dim} grid axes, got {tuple(field.shape)}"
-            )
+            raise ValueError(f"{name} must be (N, channels, *grid) with {sae.n_dim} grid axes, got {tuple(field.shape)}")
         if name != "inputs" and field.shape[1] != sae.in_channels:
-            raise ValueError(
-                f"{name} has {field.shape[1]} channels; this model was made for {sae.in_channels}"
-            )
+            raise ValueError(f"{name} has {field.shape[1]} channels; this model was made for {sae.in_channels}")
     if inputs is not None and len(inputs) != len(activations):
-        raise ValueError(
-            f"inputs has {len(inputs)} samples, activations {len(activations)}: pass the same samples"
-        )
+        raise ValueError(f"inputs has {len(inputs)} samples, activations {len(activations)}: pass the same samples")
     if high_resolution is not None and len(high_resolution) > len(activations):
         raise ValueError(
             f"high_resolution has {len(high_resolution)} samples, activations only {len(activations)}: "
@@ -167,9 +156,7 @@ def _check_plain(metrics: Any, history: Any, model_card: Any, labels: Any) -> No
             raise TypeError(f"{name} must be a mapping such as a dict, got {type(value).__name__}")
     rows = [] if history is None else history
     if isinstance(rows, Mapping | str) or not all(isinstance(row, Mapping) for row in rows):
-        raise TypeError(
-            "history must be a sequence of mappings, one per logged step, such as [{'step': 0, 'loss': 1.0}]"
-        )
+        raise TypeError("history must be a sequence of mappings, one per logged step, such as [{'step': 0, 'loss': 1.0}]")
 
 
 def _writable(path: Path) -> Path:

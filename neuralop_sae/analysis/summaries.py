@@ -51,9 +51,7 @@ def rank_energy(energy: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return order, energy[order] / energy.sum().clamp_min(torch.finfo(energy.dtype).tiny)
 
 
-def leading_components(
-    sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def leading_components(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The one map that tells most about each atom: its leading principal component over channels.
 
     Parameters
@@ -110,9 +108,7 @@ class AtomSpectra:
         return self.wavenumbers[self.gain().argmax(1)]
 
 
-def atom_spectra(
-    sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[int] | None = None
-) -> AtomSpectra:
+def atom_spectra(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[int] | None = None) -> AtomSpectra:
     """Spectra of atoms over shells of equal wavenumber, rounded to whole numbers.
 
     Parameters
@@ -251,9 +247,7 @@ def summarize(sae: SAE, activations: Tensor, *, n_samples: int = 4, batch_size: 
         "c90": float(energy_quantile_count(energy)),
     }
     share = energy / energy.sum().clamp_min(torch.finfo(energy.dtype).tiny)
-    return ConceptSummary(
-        energy, share, count / n, area / count.clamp_min(1), kernel_norm, samples, norms, metrics
-    )
+    return ConceptSummary(energy, share, count / n, area / count.clamp_min(1), kernel_norm, samples, norms, metrics)
 
 
 def expressed_area(codes: ConceptCodes) -> Tensor:

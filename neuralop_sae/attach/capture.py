@@ -286,6 +286,10 @@ def _model_inputs(
     remaining = max_samples
     for batch in batches:
         if data_processor is not None:
+            if "y" not in batch:
+                raise ValueError(
+                    f"neuralop's data processors need the target under 'y' too; got the keys {sorted(batch)}"
+                )
             batch = data_processor.preprocess(batch)
         x = batch["x"][:remaining].to(device)
         yield x

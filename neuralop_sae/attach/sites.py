@@ -293,6 +293,7 @@ def original_module(model: nn.Module) -> nn.Module:
 
 
 def rule_of(module: nn.Module) -> SiteRule | None:
+    """The rule of a module's class, or of the nearest base class that has one; None if there is none."""
     names = (_class_name(base) for base in type(module).__mro__)
     return next((_RULES.get(name) for name in names if name in _RULES), None)
 

@@ -33,11 +33,13 @@ class Spectrum:
 
     @classmethod
     def of(cls, field: Tensor, basis: SpectralBasis) -> Spectrum:
+        """Analyse a field."""
         coefficients = basis.analysis(field).flatten(2).transpose(1, 2).contiguous()
         return cls(field, coefficients)
 
     @property
     def grid(self) -> tuple[int, ...]:
+        """Grid of the field."""
         return tuple(self.field.shape[2:])
 
 
@@ -297,7 +299,7 @@ class ConceptDecoder(_ConceptLayer):
         return rows * self.basis.gram(impulse), pointwise
 
     def atoms(self, concepts: Tensor, shape: Sequence[int]) -> Tensor:
-        """What each concept writes for the unit impulse, centred on the grid, ``(n, m, *shape)``."""
+        """What each concept writes for the unit impulse at point ``size // 2`` of each axis, ``(n, m, *shape)``."""
         spectral, pointwise = self._responses(concepts)
         atoms = self.basis.synthesis(spectral + pointwise, shape)
         return atoms.roll(tuple(size // 2 for size in shape), tuple(range(2, atoms.ndim)))

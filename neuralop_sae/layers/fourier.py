@@ -116,15 +116,19 @@ class FourierBasis(SpectralBasis):
         """See :meth:`SpectralBasis.weights`."""
         key = (None if shape is None else tuple(shape), like.device, real_dtype(like))
         if key not in self._weights:
-            weights = torch.zeros(self.mode_shape, dtype=real_dtype(like), device=like.device)
-            kept = self.frequencies()
-            held = self._held(shape)
-            inside = tuple(slice(low - k[0], high - k[0] + 1) for k, (low, high) in zip(kept, held, strict=True))
-            weights[inside] = 2.0
-            for column in self._self_paired_columns(shape):
-                weights[(*inside[:-1], column)] = 1.0
-            self._weights[key] = weights
+            # Made in a caller's inference mode, it would break later backward passes.
+            with torch.inference_mode(False):
+                self._weights[key] = self._make_weights(shape, like)
         return self._weights[key]
+
+    def _make_weights(self, shape: Sequence[int] | None, like: Tensor) -> Tensor:
+        weights = torch.zeros(self.mode_shape, dtype=real_dtype(like), device=like.device)
+        pairs = zip(self.frequencies(), self._held(shape), strict=True)
+        inside = tuple(slice(low - kept[0], high - kept[0] + 1) for kept, (low, high) in pairs)
+        weights[inside] = 2.0
+        for column in self._self_paired_columns(shape):
+            weights[(*inside[:-1], column)] = 1.0
+        return weights
 
     def _self_paired_columns(self, shape: Sequence[int] | None) -> list[int]:
         """Columns of the last dimension that hold both a frequency and its negative."""

@@ -29,13 +29,14 @@ class Rule(nn.Module, ABC):
     """
 
     arguments: ClassVar[tuple[str, ...]] = ()
+    registry: ClassVar[Registry[Any]]
 
     def bind(self, n_concepts: int) -> None:
         """Make state for a dictionary of this size; ValueError if the arguments do not fit it."""
 
     def config(self) -> dict[str, Any]:
         """``{"name": ..., **arguments}``, from which :func:`build_rule` makes the rule again."""
-        return {"name": type(self).__name__, **{name: getattr(self, name) for name in self.arguments}}
+        return {"name": self.registry.name_of(type(self)), **{name: getattr(self, name) for name in self.arguments}}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.arguments)
@@ -95,6 +96,7 @@ class DomainRule(Rule):
 
 concept_rules: Registry[type[ConceptRule]] = Registry("concept rule")
 domain_rules: Registry[type[DomainRule]] = Registry("domain rule")
+ConceptRule.registry, DomainRule.registry = concept_rules, domain_rules
 register_concept_rule = concept_rules.register
 register_domain_rule = domain_rules.register
 
@@ -104,8 +106,7 @@ R = TypeVar("R", bound=Rule)
 def build_rule(rule: Rule | Mapping[str, Any] | str, registry: Registry[type[R]], n_concepts: int) -> R:
     """A rule of its own for a model: from a rule (copied), its config, or its name; bound to `n_concepts`."""
     if isinstance(rule, Rule):
-        if type(rule).__name__ not in registry:
-            raise ValueError(f"{type(rule).__name__} is no {registry.kind}; known: {', '.join(registry.names())}")
+        registry.name_of(type(rule))  # type: ignore[arg-type]  # an unknown class is refused
         built = copy.deepcopy(rule)
     elif isinstance(rule, str):
         built = registry.get(rule)()
@@ -202,6 +203,10 @@ class BatchTopK(TopK):
         self.momentum = float(momentum)
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("n_batches", torch.zeros((), dtype=torch.int64))
+
+    def bind(self, n_concepts: int) -> None:
+        super().bind(n_concepts)
+        self.takes_all = False  # the running threshold decides in eval mode
 
     def select(self, scores: Tensor) -> Tensor:
         if self.training:
@@ -305,7 +310,7 @@ class Rectify(DomainRule):
 
 @register_domain_rule("SoftThreshold")
 class SoftThreshold(DomainRule):
-    """``relu(z - theta_c)`` with one learned threshold per concept.
+    """``relu(z - theta_c)`` with one learned threshold per concept, kept from going below zero.
 
     Parameters
     ----------
@@ -317,17 +322,19 @@ class SoftThreshold(DomainRule):
 
     def __init__(self, threshold: float = 0.0) -> None:
         super().__init__()
+        if threshold < 0:
+            raise ValueError(f"a soft threshold is not negative, got {threshold}")
         self.threshold = float(threshold)
 
     def bind(self, n_concepts: int) -> None:
         self.thresholds = nn.Parameter(torch.full((n_concepts,), self.threshold))
 
     def activate(self, values: Tensor, concept: Tensor, quadrature: Tensor) -> Tensor:
-        thresholds = self.thresholds[concept].view(-1, *(1,) * (values.ndim - 1))
+        thresholds = self.thresholds[concept].clamp_min(0).view(-1, *(1,) * (values.ndim - 1))
         return torch.relu(values - thresholds)
 
     def estimate(self, mean: Tensor, mean_square: Tensor) -> Tensor:
-        shifted = mean - self.thresholds.detach()
+        shifted = mean - self.thresholds.detach().clamp_min(0)
         return super().estimate(shifted, mean_square - mean.square() + shifted.square())
 
 
@@ -367,7 +374,9 @@ class SoftLocalTopK(LocalTopK):
     def compete(self, slots: Tensor) -> Tensor:
         if self.k >= slots.shape[1]:
             return slots
-        return torch.relu(slots - slots.topk(self.k + 1, dim=1).values[:, -1:])
+        excess = slots.topk(self.k + 1, dim=1).values[:, -1:]
+        # Where it is zero nothing is subtracted: its gradient would go to an arbitrary one of the absent.
+        return torch.where(excess > 0, torch.relu(slots - excess), slots)
 
 
 @register_domain_rule("TopFraction")

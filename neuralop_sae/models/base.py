@@ -155,10 +155,10 @@ class SAE(nn.Module, ABC):
         if 0 in x.shape:
             raise ValueError(f"the field is empty: {tuple(x.shape)}; axes are ({axes})")
         x = x.to(self.dtype)
-        finite = x.flatten(1).sum(1).isfinite()
-        if not finite.all():
+        if not x.sum().isfinite():  # one number to look at; it may also overflow
             bad = (~x.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
-            raise ValueError(f"the field has NaN or Inf in samples {bad or (~finite).nonzero()[:, 0].tolist()}")
+            if bad:
+                raise ValueError(f"the field has NaN or Inf in samples {bad}")
         return (x - self._per_channel(self.mean)) / self.scale
 
     def denormalize(self, x: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ class SAE(nn.Module, ABC):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` into a folder, which is made."""
-        description = {"model": type(self).__name__, "dtype": str(self.dtype).removeprefix("torch.")}
+        description = {"model": saes.name_of(type(self), type(self).__name__), "dtype": str(self.dtype).removeprefix("torch.")}
         checkpoint.save_model(folder, {**description, "arguments": self.config()}, self.state_dict())
 
     @classmethod
@@ -214,7 +214,10 @@ class SAE(nn.Module, ABC):
             its tensors do not fit its config.
         """
         config, tensors = checkpoint.load_model(folder)
-        kind = saes.get(str(config.get("model")))
+        missing = [name for name in ("model", "dtype", "arguments") if name not in config]
+        if missing or config["dtype"] not in ("float32", "float64"):
+            raise ValueError(f"{folder} describes no model: missing {missing or 'nothing'}, dtype {config.get('dtype')!r}")
+        kind = saes.get(str(config["model"]))
         if not issubclass(kind, cls):
             raise ValueError(f"{folder} holds a {kind.__name__}, not a {cls.__name__}; neuralop_sae.load loads any")
         model = kind(**config["arguments"]).to(getattr(torch, config["dtype"]))

@@ -13,7 +13,7 @@ from ..layers.basis import SpectralBasis
 from ..layers.fourier import FourierBasis
 from ..layers.selection import Selection
 from .base import SAE, SAEOutput, full_precision, saes
-from .spectral import random_points
+from .spectral import directions, random_points
 
 
 @saes.register("SAEPointwise")
@@ -114,9 +114,7 @@ class SAEPointwise(SAE, BaseModel, name="SAEPointwise"):
     def initialize_from(self, x: Tensor, generator: torch.Generator | None = None) -> None:
         """Start each concept from the activation at a random point, drawn in proportion to its norm; encoder = decoder."""
         points = random_points(self.normalize(x), generator)
-        norms = points.norm(dim=1).clamp_min(1e-12)
-        drawn = torch.multinomial(norms, self.n_concepts, replacement=True, generator=generator)
-        self.decoder_weight.copy_(points[drawn] / norms[drawn, None])
+        self.decoder_weight.copy_(directions(points, self.n_concepts, generator))
         self.encoder_weight.copy_(self.decoder_weight)
 
     @full_precision

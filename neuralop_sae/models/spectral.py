@@ -116,7 +116,7 @@ class SpectralSAE(SAE):
     def _all_scores(self, spectrum: Spectrum, norms: Tensor) -> Tensor:
         """True scores of all concepts, in chunks of concepts."""
         batch, n_points = len(spectrum.field), spectrum.field[0, 0].numel()
-        chunk = max(1, _CHUNK_BYTES // (16 * batch * n_points))
+        chunk = max(1, _CHUNK_BYTES // (batch * (16 * n_points + 8 * spectrum.coefficients[0].numel())))
         scores = spectrum.field.new_zeros(batch, self.n_concepts)
         mask = torch.zeros_like(scores, dtype=torch.bool)
         for first in range(0, self.n_concepts, chunk):
@@ -215,9 +215,9 @@ class SpectralSAE(SAE):
             return None
         spectrum = self._analyse(x)
         with torch.no_grad():
-            estimate, _ = self._estimates(self.concept_encoder.energies(spectrum), self.kernel_norms())
-            index = estimate.masked_fill(~dead, -1.0).topk(min(k, n_dead), dim=1).indices
-            mask = torch.zeros_like(estimate, dtype=torch.bool).scatter(1, index, True)
+            _, bound = self._estimates(self.concept_encoder.energies(spectrum), self.kernel_norms())
+            index = bound.masked_fill(~dead, -1.0).topk(min(k, n_dead), dim=1).indices
+            mask = torch.zeros_like(bound, dtype=torch.bool).scatter(1, index, True)
         selection = Selection.from_mask(mask)
         values = nn.functional.leaky_relu(self.concept_encoder.gather(spectrum, selection), 0.01)
         written = self.concept_decoder.contract(values, selection)
@@ -229,9 +229,7 @@ class SpectralSAE(SAE):
         proportion to its norm; see :meth:`initialize_dictionary` for the rest."""
         if self.concept_decoder.skip is not None:
             points = random_points(self.normalize(x), generator)
-            norms = points.norm(dim=1).clamp_min(1e-12)
-            drawn = torch.multinomial(norms, self.n_concepts, replacement=True, generator=generator)
-            self.concept_decoder.skip.conv.weight[..., 0] = (points[drawn] / norms[drawn, None]).T
+            self.concept_decoder.skip.conv.weight[..., 0] = directions(points, self.n_concepts, generator).T
         self.initialize_dictionary()
 
     @torch.no_grad()
@@ -244,6 +242,13 @@ class SpectralSAE(SAE):
         self.concept_encoder.copy_adjoint(decoder)
         decoder.conv.bias.zero_()
         self.concept_encoder.conv.bias.zero_()
+
+
+def directions(points: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+    """Unit vectors towards n of the points, drawn in proportion to their norm, ``(n, channels)``."""
+    norms = points.norm(dim=1).clamp_min(1e-12)
+    drawn = torch.multinomial(norms.cpu(), n, replacement=True, generator=generator).to(points.device)
+    return points[drawn] / norms[drawn, None]
 
 
 def random_points(field: Tensor, generator: torch.Generator | None, n: int = 2**15) -> Tensor:

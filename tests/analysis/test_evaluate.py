@@ -18,7 +18,8 @@ def test_metrics_against_dense_codes():
     metrics = ns.evaluate(sae, x, batch_size=3)
     assert sae.training
     sae.eval()
-    out = sae(x)
+    with torch.no_grad():
+        out = sae(x)
     dense = out.codes.to_dense()
     on = dense.flatten(2).any(2)
     assert metrics["l0"] == pytest.approx(float(on.double().sum(1).mean()))
@@ -43,7 +44,7 @@ def test_energy_of_use():
     sae = make_sae(concept_rule=ns.TopK(10)).eval()
     x = torch.randn(4, 3, 8, 8)
     use = ConceptUse(sae)
-    codes = sae.encode(x)
+    codes = sae.encode(x).detach()
     use.update(codes)
     expected = codes.to_dense().square().mean((2, 3)).sum(0) * sae.kernel_norms().square()
     torch.testing.assert_close(use.energy.float(), expected)
@@ -68,8 +69,8 @@ def test_code_consistency_is_the_plain_correlation():
     sae = make_sae(concept_rule=ns.TopK(10))
     coarse, fine = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 16, 16)
     result = ns.code_consistency(sae, coarse, fine, batch_size=3)
-    a = sae.eval().encode(coarse).to_dense().flatten().double()
-    b = sae.encode(fine).to_dense()[..., ::2, ::2].flatten().double()
+    a = sae.eval().encode(coarse).detach().to_dense().flatten().double()
+    b = sae.encode(fine).detach().to_dense()[..., ::2, ::2].flatten().double()
     assert result["code_consistency"] == pytest.approx(float(torch.corrcoef(torch.stack([a, b]))[0, 1]), rel=1e-6)
     assert result["code_relative_l2"] == pytest.approx(float((a - b).norm() / a.norm()), rel=1e-6)
     with pytest.raises(ValueError, match="same samples"):

@@ -78,9 +78,7 @@ def test_summary_equals_a_dense_computation(sae: SAEFNO, fields: Tensor, codes: 
 def test_spectra_sum_to_the_kernel_norm_and_have_the_shape_of_the_impulse(n_modes: int) -> None:
     sae = make_sae(n_modes=n_modes)
     spectra = summaries.atom_spectra(sae, range(10))
-    torch.testing.assert_close(
-        spectra.energy.sum(1), sae.kernel_norms().detach().double() ** 2, rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(spectra.energy.sum(1), sae.kernel_norms().detach().double() ** 2, rtol=1e-5, atol=0)
     with torch.no_grad():
         for weight in sae.concept_decoder.conv.parameters():
             weight.zero_()
@@ -97,17 +95,13 @@ def test_dominant_wavenumber_is_that_of_a_concept_made_of_one_wave(sae: SAEFNO) 
     wave = OneWave(3, 10, (5, 5))
     spectra = summaries.atom_spectra(wave, [0])
     assert spectra.dominant().tolist() == [2]
-    torch.testing.assert_close(
-        spectra.energy[0, 2], torch.tensor(1.5, dtype=torch.float64), rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(spectra.energy[0, 2], torch.tensor(1.5, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
 def test_leading_component_is_that_of_the_singular_value_decomposition(sae: SAEFNO) -> None:
     maps, shares = summaries.leading_components(sae, [2, 7], (12, 10))
     for concept, shown, share in zip((2, 7), maps, shares, strict=True):
-        _, s, vh = np.linalg.svd(
-            sae.atoms([concept], (12, 10))[0].double().flatten(1).numpy(), full_matrices=False
-        )
+        _, s, vh = np.linalg.svd(sae.atoms([concept], (12, 10))[0].double().flatten(1).numpy(), full_matrices=False)
         expected = s[0] * vh[0] * np.sign(vh[0][np.abs(vh[0]).argmax()])
         np.testing.assert_allclose(shown.flatten().numpy(), expected, atol=1e-6)
         assert float(share) == pytest.approx(s[0] ** 2 / (s**2).sum(), rel=1e-6)
@@ -121,7 +115,8 @@ def test_code_maps_are_the_codes_and_share_a_scale_within_a_row(codes: ConceptCo
     for ax, (concept, sample) in zip(axes, [(c, s) for c in concepts for s in (0, 3)], strict=True):
         np.testing.assert_allclose(drawn(ax), dense[sample, concept].numpy(), rtol=1e-6)
     assert axes[0].images[0].get_clim() == axes[1].images[0].get_clim()
-    assert axes[0].get_ylabel() == f"concept {concepts[0]}" and axes[1].get_title() == "sample 3"
+    assert axes[0].get_ylabel() == f"concept {concepts[0]}"
+    assert axes[1].get_title() == "sample 3"
     assert axes[0].collections, "no contours of the background"
 
 
@@ -133,11 +128,9 @@ def test_reconstruction_shares_scales(fields: Tensor) -> None:
     np.testing.assert_allclose(drawn(original), fields[1, channel].numpy(), rtol=1e-6)
     np.testing.assert_allclose(drawn(error), (rebuilt - fields)[1, channel].numpy(), atol=1e-6)
     limits = [ax.images[0].get_clim() for ax in (original, copy, error)]
-    assert (
-        limits[0] == limits[1]
-        and np.ptp(limits[2]) == pytest.approx(np.ptp(limits[0]))
-        and sum(limits[2]) == 0
-    )
+    assert limits[0] == limits[1]
+    assert np.ptp(limits[2]) == pytest.approx(np.ptp(limits[0]))
+    assert sum(limits[2]) == 0
 
 
 def test_dominance_is_the_argmax_of_written_strength(sae: SAEFNO, codes: ConceptCodes) -> None:
@@ -175,24 +168,19 @@ def test_history_draws_what_rows_hold() -> None:
 def test_resolution_compares_codes_where_grids_meet(sae: SAEFNO) -> None:
     coefficients = torch.randn(1, 3, 5, 3, dtype=torch.cfloat, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        low, high = (
-            sae.encode(FourierBasis((5, 5)).synthesis(coefficients, n)) for n in ((12, 12), (24, 24))
-        )
+        low, high = (sae.encode(FourierBasis((5, 5)).synthesis(coefficients, n)) for n in ((12, 12), (24, 24)))
     concept = int(low.concept[0])
-    torch.testing.assert_close(
-        summaries.on_grid_of(high.of(concept)[0], low), low.of(concept)[0], rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(summaries.on_grid_of(high.of(concept)[0], low), low.of(concept)[0], rtol=1e-4, atol=1e-5)
     figure = figures.resolution_figure(low, high, [concept])
-    assert [ax.get_title() for ax in figure.axes[:3]] == ["12 × 12", "24 × 24", "r = 1.000"]
+    assert [ax.get_title() for ax in figure.axes[:3]] == ["12 \u00d7 12", "24 \u00d7 24", "r = 1.000"]
 
 
 def test_fields_share_scales_and_name_norms(fields: Tensor) -> None:
-    figure = figures.fields_figure(
-        {"a": fields[0], "b": 3 * fields[0], "c": fields[0, :1]}, shared=[("a", "b")]
-    )
+    figure = figures.fields_figure({"a": fields[0], "b": 3 * fields[0], "c": fields[0, :1]}, shared=[("a", "b")])
     a, b, c = (ax for ax in figure.axes if ax.images)
     np.testing.assert_allclose(drawn(b), 3 * fields[0].norm(dim=0).numpy(), rtol=1e-6)
-    assert a.images[0].get_clim() == b.images[0].get_clim() and "norm over channels" in a.get_title()
+    assert a.images[0].get_clim() == b.images[0].get_clim()
+    assert "norm over channels" in a.get_title()
     assert c.get_title() == "c"
     for wrong, message in (({}, "no fields"), ({"a": fields}, "axes: pass")):
         with pytest.raises(ValueError, match=message):
@@ -230,7 +218,8 @@ def test_color_scales_and_contours() -> None:
     gelu = ColorScale.of(torch.tensor([-0.125, 4.0]), torch.tensor([8.0]))
     assert gelu == ColorScale("viridis", -0.125, 8.0)
     assert ColorScale.of(torch.zeros(3)) == ColorScale("viridis", 0.0, 1.0)
-    assert contour_levels(torch.tensor([3.0, 12.0, 3.0])) == [7.5] and contour_levels(torch.ones(4)) == []
+    assert contour_levels(torch.tensor([3.0, 12.0, 3.0])) == [7.5]
+    assert contour_levels(torch.ones(4)) == []
 
 
 def test_spectra_of_many_concepts_are_a_map_of_gains(sae: SAEFNO) -> None:

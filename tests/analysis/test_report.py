@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def written(sae: SAEFNO, activations: Tensor, tmp_path_factory: pytest.TempPathF
         path=tmp_path_factory.mktemp("report") / "deep" / "report.html",
         title="Title with <script>alert(1)</script>",
         inputs=activations[:, :1].sign(),
-        history=[{"step": 0, "loss": 2.0, "fve": 0.1}, {"step": 1, "loss": 1.0, "fve": 0.4}],
+        history=SimpleNamespace(rows=[{"step": 0, "loss": 2.0, "fve": 0.1}, {"step": 1, "loss": 1.0, "fve": 0.4}]),
         model_card={"seed": 7, "command": "a < b & c", "torch": "told by the card"},
         high_resolution=activations[:2].repeat_interleave(2, -1).repeat_interleave(2, -2),
         labels=LABELS,
@@ -131,9 +132,7 @@ def test_cards_show_the_strongest_samples(sae: SAEFNO, activations: Tensor, writ
     for concept, card in cards:
         rows = codes.concept == int(concept)
         norms, at = codes.norms()[rows].sort(descending=True)
-        expected = [
-            f"sample {codes.sample[rows][i]}, norm {number(float(n))}" for n, i in zip(norms, at, strict=True)
-        ]
+        expected = [f"sample {codes.sample[rows][i]}, norm {number(float(n))}" for n, i in zip(norms, at, strict=True)]
         assert re.findall(r"sample \d+, norm [\d.e-]+", card) == expected[:2]
         maps = [codes.of(int(concept))[codes.sample[rows][i]] for i in at[:2]]
         image = field_image(maps[0], ColorScale.of(*maps), activations[codes.sample[rows][at[0]], 0].sign())
@@ -150,13 +149,19 @@ def test_page_is_self_contained_well_formed_and_escaped(written: Path) -> None:
         if tag == "img":
             assert attributes["alt"]
         if tag == "svg":
-            assert attributes["role"] == "img" and attributes["aria-label"]
+            assert attributes["role"] == "img"
+            assert attributes["aria-label"]
     ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert "@import" not in text and "default-src 'none'" in text
-    assert "<script>alert(1)" not in text and "&lt;script&gt;alert(1)" in text
-    assert "edges <b>" not in text and "a &lt; b &amp; c" in text
-    assert "told by the card" in text and text.count('<th scope="row">torch</th>') == 1
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+    assert "<script>alert(1)" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert "edges <b>" not in text
+    assert "a &lt; b &amp; c" in text
+    assert "told by the card" in text
+    assert 'id="overview-history"' in text
+    assert text.count('<th scope="row">torch</th>') == 1
 
 
 def test_same_arguments_give_the_same_bytes_and_training_state_returns(
@@ -164,10 +169,11 @@ def test_same_arguments_give_the_same_bytes_and_training_state_returns(
 ) -> None:
     sae.train()
     pages = [
-        report(sae, activations, path=tmp_path / name, n_concepts=1).read_bytes()
+        report(sae, activations[:2], path=tmp_path / name, n_concepts=1, n_samples=1).read_bytes()
         for name in ("a.html", "b.html")
     ]
-    assert pages[0] == pages[1] and sae.training
+    assert pages[0] == pages[1]
+    assert sae.training
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.html", "b.html"]
 
 
@@ -183,7 +189,8 @@ def test_metrics_are_grouped_explained_or_listed() -> None:
     assert list(groups["known"]) == ["Fidelity", "Sparsity"]
     shown = {t["key"]: (t["name"], t["value"]) for tiles in groups["known"].values() for t in tiles}
     assert shown["rollout.loss_recovered"] == ("Loss recovered (rollout)", "98.7 %")
-    assert shown["fve"][1] == "n/a" and shown["l0"][1] == "12"
+    assert shown["fve"][1] == "n/a"
+    assert shown["l0"][1] == "12"
     assert groups["others"] == [("odd", "text"), ("n", "3")]
 
 
@@ -198,7 +205,8 @@ def test_numbers_have_three_digits(value: Any, text: str) -> None:
 def test_a_model_with_no_concept_on_says_so(sae: SAEFNO, activations: Tensor, tmp_path: Path) -> None:
     silent = SAEFNO(3, 4, (5, 5), concept_rule={"name": "JumpReLU", "threshold": 1e6})
     text = report(silent, activations, path=tmp_path / "r.html", labels={}).read_text(encoding="utf-8")
-    assert "No concept is on in these samples" in text and tile(text, "dead_fraction") == "100 %"
+    assert "No concept is on in these samples" in text
+    assert tile(text, "dead_fraction") == "100 %"
 
 
 @pytest.mark.parametrize("n_dim", [1, 3])
@@ -255,9 +263,7 @@ def browse(page: Path, query: str, profile: Path) -> str:
     """The page's document after its script ran in headless Chromium; fails on console errors."""
     assert CHROMIUM is not None
     switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
-    switches += (
-        " disable-component-update disable-sync disable-dev-shm-usage enable-logging=stderr v=0 dump-dom"
-    )
+    switches += " disable-component-update disable-sync disable-dev-shm-usage enable-logging=stderr v=0 dump-dom"
     command = [CHROMIUM, *(f"--{switch}" for switch in switches.split()), f"--user-data-dir={profile}"]
     done = subprocess.run([*command, page.as_uri() + query], capture_output=True, text=True, timeout=60)
     assert "CONSOLE" not in done.stderr, done.stderr
@@ -270,9 +276,22 @@ def test_search_and_sort_in_a_browser(written: Path, tmp_path: Path) -> None:
     assert '<html lang="en" data-ready="true">' in document
     rows = Outline(document).rows()
     norms = [float(row["data-norm"]) for row in rows]
-    assert norms == sorted(norms) and len(norms) == 12
+    assert norms == sorted(norms)
+    assert len(norms) == 12
     assert re.search(r'data-key="norm" aria-sort="ascending"', document)
     assert re.search(r'data-key="share" aria-sort="none"', document)
+
+    clicks = "for (const key of ['area', 'area']) document.querySelector(`[data-key=${key}] button`).click();"
+    clicks += "document.getElementById('alive').click(); document.getElementById('fold').click();"
+    clicked = tmp_path / "clicked.html"
+    clicked.write_text(written.read_text(encoding="utf-8") + f"<script>{clicks}</script>", encoding="utf-8")
+    document = browse(clicked, "", tmp_path / "clicks")
+    rows = Outline(document.replace("</html>", "")).rows()
+    areas = [float(row["data-area"]) for row in rows]
+    assert areas == sorted(areas)
+    assert all(("hidden" in row) == (row.get("class") == "dead") for row in rows)
+    assert "Expand all cards" in document
+    assert '<details open="" class="card"' not in document
 
     document = browse(written, "?q=smooth&sort=index", tmp_path / "two")
     visible = [row["data-index"] for row in Outline(document).rows() if "hidden" not in row]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from neuralop.layers.spectral_convolution import SpectralConv
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuralop_sae.layers import ConceptDecoder, ConceptEncoder, FourierBasis, Selection, Spectrum, concepts
 from neuralop_sae.testing import assert_equal, check_concept_layer
@@ -21,7 +21,7 @@ def layers(modes: tuple[int, ...], m: int = 3, p: int = 7, dtype: torch.dtype = 
     return [to_dtype(layer, dtype) for layer in pair]
 
 
-def to_dtype(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+def to_dtype(layer: Any, dtype: torch.dtype) -> Any:
     """As SAE casts: complex tensors too."""
     for parameter in layer.parameters():
         parameter.data = parameter.data.to(dtype.to_complex() if parameter.is_complex() else dtype)
@@ -139,7 +139,7 @@ def test_scaling(skip: str | None, factorization: str | None, rank: float) -> No
     decoder.scale_concepts(factors)
     assert_equal("norms", decoder.kernel_norms(), norms * factors)
     assert_equal("atoms", decoder.atoms(torch.arange(7), (9, 9)), atoms * factors[:, None, None, None])
-    before = None if decoder.skip is None else decoder.skip.conv.weight.clone()
+    before: Any = None if decoder.skip is None else decoder.skip.conv.weight.clone()
     decoder.scale_spectral(0.3)
     if decoder.skip is not None:
         assert torch.equal(decoder.skip.conv.weight, before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from neuralop.layers.spectral_convolution import SpectralConv
@@ -13,7 +15,7 @@ from neuralop_sae.testing import assert_equal
 KINDS = [(None, 1.0), ("tucker", 0.4), ("cp", 0.4), ("tt", 0.4), ("ComplexTucker", (2, 3, 2, 2))]
 
 
-def make(n_in: int, n_out: int, kind: str | None, rank: object, modes: tuple[int, ...] = (4, 5)) -> nn.Module:
+def make(n_in: int, n_out: int, kind: str | None, rank: object, modes: tuple[int, ...] = (4, 5)) -> Any:
     conv = SpectralConv(n_in, n_out, modes, factorization=kind, rank=rank, implementation="factorized")
     return conv.weight
 
@@ -70,7 +72,7 @@ def test_scale_rows(kind: str | None, rank: object, axis: int) -> None:
     scale = torch.arange(1.0, 6 + axis)
     expected = weight.to_tensor().detach() * scale.view(
         *(() if axis else (-1,)), *(1,) * (1 if not axis else 0), *((-1,) if axis else ()), 1, 1
-    )  # noqa: E501
+    )
     scale_rows_(weight, scale, axis=axis)
     assert_equal("scaled", weight.to_tensor(), expected)
 
@@ -80,7 +82,7 @@ def test_adjoint_is_the_conjugate_transpose(kind: str | None, rank: object) -> N
     decoder, encoder = (
         make(8, 3, kind, (3, 2, 2, 2) if isinstance(rank, tuple) else rank),
         make(3, 8, kind, (2, 3, 2, 2) if isinstance(rank, tuple) else rank),
-    )  # noqa: E501
+    )
     before = encoder.to_tensor().detach().clone()
     copied = copy_adjoint_(encoder, decoder)
     assert copied == (kind != "tt")

@@ -68,9 +68,23 @@ def test_in_fno_blocks() -> None:
     assert_equal("shift equivariance on an odd grid", shifted, blocks(x).roll((2, 3), (2, 3)))
 
 
-@pytest.mark.xfail(strict=True, reason="FourierConv asks for FourierBasis((..., 0))", raises=ValueError)
 @pytest.mark.parametrize("modes", [(1,), (5, 1)])
 def test_one_mode_in_the_last_dimension(modes: tuple[int, ...]) -> None:
     theirs, ours = pair(modes)
     x = torch.randn(2, 3, *(8,) * len(modes))
     assert_equal("one mode", ours(x), theirs(x))
+
+
+def test_resolution_scaling_factor() -> None:
+    """As SpectralConv with output_shape: the same function on the scaled grid."""
+    _, ours = pair((5, 5), resolution_scaling_factor=2)
+    x = torch.randn(1, 3, 9, 8)
+    assert_equal("scaled", ours(x), ours(x, output_shape=(18, 16)))
+
+
+def test_fewer_modes_than_the_weight_holds() -> None:
+    """Incremental training sets n_modes below max_n_modes; the middle of the weight then acts, as upstream."""
+    theirs, ours = pair((5, 8))
+    theirs.n_modes = ours.n_modes = (3, 4)
+    x = torch.randn(1, 3, 8, 8)
+    assert_equal("fewer modes", ours(x), theirs(x))

@@ -20,8 +20,14 @@ from neuralop_sae.models import SAE, SAEFNO, saes
 from neuralop_sae.testing import assert_equal
 
 
-def make(**kwargs: Any) -> SAEFNO:
-    defaults = {"in_channels": 3, "n_concepts": 6, "n_modes": (5, 4), "concept_rule": TopK(2), "domain_rule": "Rectify"}
+def make(**kwargs: Any) -> Any:
+    defaults: dict[str, Any] = {
+        "in_channels": 3,
+        "n_concepts": 6,
+        "n_modes": (5, 4),
+        "concept_rule": TopK(2),
+        "domain_rule": "Rectify",
+    }
     return SAEFNO(**(defaults | kwargs))
 
 
@@ -86,7 +92,7 @@ def test_sizes_are_positive_ints(name: str, value: Any) -> None:
         make(**{name: value})
 
 
-BAD_FIELDS = {
+BAD_FIELDS: dict[str, Any] = {
     "a field is a tensor .batch, channels=3, d1, d2., got list": ([1.0], TypeError),
     "is real, got dtype torch.complex64": (torch.zeros(1, 3, 8, 8, dtype=torch.cfloat), TypeError),
     "is real, got dtype torch.bool": (torch.zeros(1, 3, 8, 8, dtype=torch.bool), TypeError),
@@ -114,7 +120,6 @@ def test_fields_that_are_not_finite_are_refused_by_sample(value: float) -> None:
         make()(x)
 
 
-@pytest.mark.xfail(strict=True, reason="the check for NaN sums in single precision", raises=ValueError)
 def test_a_finite_field_whose_sum_overflows_is_no_nan() -> None:
     x = torch.full((1, 3, 8, 8), 1e37)
     sae = make()
@@ -184,7 +189,7 @@ def test_double_casts_every_tensor_and_back(factorization: str | None, kind: str
 
 
 def test_casting_inside_a_parent_and_gradients() -> None:
-    parent = nn.Sequential(make())
+    parent: Any = nn.Sequential(make())
     parent[0](torch.randn(2, 3, 8, 8)).reconstruction.sum().backward()
     parent.double()
     weight = parent[0].concept_decoder.conv.weight.tensor
@@ -193,7 +198,7 @@ def test_casting_inside_a_parent_and_gradients() -> None:
 
 @pytest.mark.parametrize("cast", ["half", "bfloat16"])
 def test_half_precision_is_refused_with_the_way_out(cast: str) -> None:
-    with pytest.raises(TypeError, match="runs in float32 or float64, .* use autocast"):
+    with pytest.raises(TypeError, match=r"runs in float32 or float64, .* use autocast"):
         getattr(make(), cast)()
 
 
@@ -314,10 +319,10 @@ def test_sae_is_abstract() -> None:
 
 
 def test_an_unregistered_subclass_says_so_on_load(tmp_path: Path) -> None:
-    class Mine(SAEFNO, name="test_mine"):
+    class Mine(SAEFNO, name="test_mine"):  # type: ignore[call-arg]
         pass
 
     sae = Mine(3, 6, 5, concept_rule=TopK(2))
     sae.save_pretrained(tmp_path / "mine")
-    with pytest.raises(ValueError, match="unknown sparse autoencoder 'Mine'; known: .*saefno"):
+    with pytest.raises(ValueError, match=r"unknown sparse autoencoder 'Mine'; known: .*saefno"):
         Mine.from_pretrained(tmp_path / "mine")
