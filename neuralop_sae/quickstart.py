@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,8 +196,11 @@ def _train_operator(
     trainer = Trainer(
         model=model, n_epochs=config.operator_epochs, device=device, data_processor=processor, verbose=False
     )
-    with tqdm(total=len(loader) * config.operator_epochs, desc="operator", unit="step", disable=not progress) as bar:
+    n_steps = len(loader) * config.operator_epochs
+    with warnings.catch_warnings(), tqdm(total=n_steps, desc="operator", unit="step", disable=not progress) as bar:
         optimizer.register_step_post_hook(lambda *_: bar.update() and None)
+        # The Trainer hands the whole batch to the model, and FNO warns of the target in it.
+        warnings.filterwarnings("ignore", message=r"FNO.forward\(\) received unexpected keyword")
         trainer.train(loader, {}, optimizer, scheduler, training_loss=_relative_l2)
     return model.eval(), processor
 
