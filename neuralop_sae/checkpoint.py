@@ -20,7 +20,7 @@ WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` on a temporary file beside `path`, then move it into place, so that a crash or Ctrl-C leaves either
     the old file or the new one."""
     path = Path(path)
@@ -135,7 +135,9 @@ def load_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     folder = Path(folder)
     if folder.is_file():
-        raise ValueError(f"{folder} is a file; a model is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}. Pickles are never read")
+        raise ValueError(
+            f"{folder} is a file; a model is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}. Pickles are never read"
+        )
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
             found = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"

@@ -10,9 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-app = typer.Typer(
-    help="Sparse autoencoders for neural operators.", no_args_is_help=True, pretty_exceptions_enable=False
-)
+app = typer.Typer(help="Sparse autoencoders for neural operators.", no_args_is_help=True, pretty_exceptions_enable=False)
 _MEANING = {
     "fve": "variance of the activations that the concepts explain",
     "l0_local": "concepts expressed per point",
@@ -74,7 +72,9 @@ def quickstart(
         console.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
         raise typer.Exit(ExitCode.BAD_INPUT) from error
     console.print(_table(metrics))
-    console.print(f"The report: {output / 'report.html'}   numbers: {output / 'metrics.json'}   models: {output}/fno, {output}/sae")
+    console.print(
+        f"The report: {output / 'report.html'}   numbers: {output / 'metrics.json'}   models: {output}/fno, {output}/sae"
+    )
 
 
 def _table(metrics: dict[str, object]) -> Table:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +126,14 @@ def quickstart(
     torch.manual_seed(config.seed)
 
     say("1/5  Darcy flow: coefficient fields and solutions")
-    problem = _problem(config, data_root, Path(cache_dir) if cache_dir else output / "data", progress)
+    problem = darcy_problem(config, data_root, Path(cache_dir) if cache_dir else output / "data", progress)
     say(f"2/5  an FNO on {len(problem.train.x)} samples, by neuralop's Trainer")
-    operator, processor = _train_operator(config, problem, device, progress)
+    operator, processor = train_operator(config, problem, device, progress)
     site = f"fno_blocks.{min(config.block, config.n_layers - 1)}"
     say(f"3/5  activations of {site!r}")
     splits = {"train": problem.train, "coarse": problem.coarse, "fine": problem.fine}
     activations = {
-        name: capture(operator, site, {"x": split.x, "y": split.y}, data_processor=processor)
-        for name, split in splits.items()
+        name: capture(operator, site, {"x": split.x, "y": split.y}, data_processor=processor) for name, split in splits.items()
     }
     say(f"4/5  an SAEFNO of {config.n_concepts} concepts")
     sae, history = _train_autoencoder(config, activations["train"], device, progress)
@@ -155,7 +155,8 @@ def quickstart(
     return metrics
 
 
-def _problem(config: QuickstartConfig, data_root: str | Path | None, cache_dir: Path, progress: bool) -> Problem:
+def darcy_problem(config: QuickstartConfig, data_root: str | Path | None, cache_dir: Path, progress: bool) -> Problem:
+    """Generated Darcy flow, or neuralop's own files from `data_root`."""
     if data_root is not None:
         training, tests = load_darcy(data_root)
         coarse, fine = min(tests), max(tests)
@@ -170,7 +171,7 @@ def _problem(config: QuickstartConfig, data_root: str | Path | None, cache_dir: 
     return Problem(f"generated Darcy flow, {coarse} and {fine}", parts[coarse][0], parts[coarse][1], parts[fine][1])
 
 
-def _train_operator(
+def train_operator(
     config: QuickstartConfig, problem: Problem, device: str, progress: bool
 ) -> tuple[FNO, DefaultDataProcessor]:
     """An FNO as neuralop's tutorials train it: normalised fields, AdamW, relative L2."""
@@ -193,9 +194,7 @@ def _train_operator(
     loader = DataLoader(TensorDataset(problem.train.x, problem.train.y), batch_size=20, shuffle=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=1e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.operator_epochs)
-    trainer = Trainer(
-        model=model, n_epochs=config.operator_epochs, device=device, data_processor=processor, verbose=False
-    )
+    trainer = Trainer(model=model, n_epochs=config.operator_epochs, device=device, data_processor=processor, verbose=False)
     n_steps = len(loader) * config.operator_epochs
     with warnings.catch_warnings(), tqdm(total=n_steps, desc="operator", unit="step", disable=not progress) as bar:
         optimizer.register_step_post_hook(lambda *_: bar.update() and None)
@@ -262,9 +261,8 @@ def _draw(
         "training": figures.history_figure(history.rows),
     }
     for name, figure in drawn.items():
-        checkpoint.write_atomically(
-            output / "figures" / f"{name}.png", lambda path, f=figure: f.savefig(path, format="png", dpi=160)
-        )
+        draw = partial(figure.savefig, format="png", dpi=160)
+        checkpoint.write_atomically(output / "figures" / f"{name}.png", draw)
     report(
         sae,
         coarse,

@@ -2,19 +2,35 @@ import json
 import os
 from pathlib import Path
 
-import neuralop_sae as ns
 import pytest
 import torch
 from neuralop.models import FNO
+from typer.testing import CliRunner
+
+import neuralop_sae as ns
 from neuralop_sae.cli import app
 from neuralop_sae.quickstart import QuickstartConfig, quickstart
-from typer.testing import CliRunner
 
 TINY = QuickstartConfig(
     n_train=24, n_test=6, resolutions=(12, 24), hidden_channels=6, n_layers=2, operator_epochs=1, n_concepts=8, sae_epochs=2
 )
-NAMES = """fve relative_l2 l0 l0_local dead_fraction loss_clean loss_spliced loss_zero_ablated loss_mean_ablated
-loss_recovered code_consistency code_relative_l2 fno_relative_l2 n_concepts seconds""".split()
+NAMES = [
+    "fve",
+    "relative_l2",
+    "l0",
+    "l0_local",
+    "dead_fraction",
+    "loss_clean",
+    "loss_spliced",
+    "loss_zero_ablated",
+    "loss_mean_ablated",
+    "loss_recovered",
+    "code_consistency",
+    "code_relative_l2",
+    "fno_relative_l2",
+    "n_concepts",
+    "seconds",
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +76,7 @@ def test_the_same_seed_gives_the_same_numbers(run, tmp_path):
 @pytest.mark.skipif("NEURALOP_DATA" not in os.environ, reason="NEURALOP_DATA names no folder with neuralop's data")
 def test_neuralops_own_files(tmp_path):
     config = TINY.model_copy(update={"sae_epochs": 1})
-    metrics = quickstart(
-        tmp_path, data_root=os.environ["NEURALOP_DATA"], config=config, progress=False, say=lambda line: None
-    )
+    metrics = quickstart(tmp_path, data_root=os.environ["NEURALOP_DATA"], config=config, progress=False, say=lambda line: None)
     assert metrics["data"].startswith("neuralop's Darcy files, 16 and 32")
     assert metrics["n_samples"] == 50
 

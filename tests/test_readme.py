@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from neuralop_sae.cli import app
 from typer.testing import CliRunner
+
+from neuralop_sae.cli import app
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)

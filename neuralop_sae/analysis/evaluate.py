@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -13,9 +15,7 @@ from ..models.base import SAE
 
 
 @torch.no_grad()
-def evaluate(
-    sae: SAE, activations: Tensor, *, batch_size: int = 16, progress: bool = False
-) -> dict[str, float]:
+def evaluate(sae: SAE, activations: Tensor, *, batch_size: int = 16, progress: bool = False) -> dict[str, float]:
     """Metrics of a model on held-out activations, in eval mode.
 
     Parameters
@@ -47,9 +47,7 @@ def evaluate(
         for x in tqdm(activations.split(batch_size), desc="evaluate", disable=not progress):
             x = x.to(sae.mean.device)
             out = sae(x)
-            statistics.update(
-                x, out.reconstruction, sae.basis.quadrature(x.shape[2:], like=out.reconstruction)
-            )
+            statistics.update(x, out.reconstruction, sae.basis.quadrature(x.shape[2:], like=out.reconstruction))
             use.update(out.codes)
     return {
         "fve": statistics.fve(),
@@ -145,4 +143,5 @@ def _restrict(codes: ConceptCodes, grid: tuple[int, ...]) -> Tensor:
     ratios = [fine / coarse for fine, coarse in zip(codes.grid, grid, strict=True)]
     if any(ratio != int(ratio) for ratio in ratios):
         return codes.resample(grid).to_dense()
-    return codes.to_dense()[(..., *(slice(None, None, int(ratio)) for ratio in ratios))]
+    shared: tuple[Any, ...] = (..., *(slice(None, None, int(ratio)) for ratio in ratios))
+    return codes.to_dense()[shared]

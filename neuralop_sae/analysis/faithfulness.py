@@ -69,9 +69,7 @@ def faithfulness(
     for batch in batches:
         if "y" not in batch:
             raise ValueError(f"batches need the target under 'y'; got the keys {sorted(batch)}")
-    activations = capture(
-        model, site, batches, data_processor=data_processor
-    )
+    activations = capture(model, site, batches, data_processor=data_processor)
     mean = activations.double().transpose(0, 1).flatten(1).mean(1)
     conditions: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "clean": nullcontext,
@@ -106,9 +104,7 @@ def _mean_loss(model: nn.Module, batches: list[dict[str, Any]], loss: Loss, data
     return total / n
 
 
-def _predictions(
-    model: nn.Module, batches: list[dict[str, Any]], data_processor: Any
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _predictions(model: nn.Module, batches: list[dict[str, Any]], data_processor: Any) -> Iterator[tuple[Tensor, Tensor]]:
     device = next(model.parameters()).device
     for batch in batches:
         sample = dict(batch)

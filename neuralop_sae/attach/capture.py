@@ -124,9 +124,7 @@ def capture(
         stack.enter_context(eval_mode(model, *processors))
         for recorder in recorders:
             stack.enter_context(hooked(model, recorder.site, recorder))
-        batches = tqdm(
-            iterate_batches(inputs, batch_size), total=_n_batches(inputs, batch_size), disable=not progress
-        )
+        batches = tqdm(iterate_batches(inputs, batch_size), total=_n_batches(inputs, batch_size), disable=not progress)
         for x in _model_inputs(batches, data_processor, device or _device_of(model), max_samples):
             model(x)
             for recorder in recorders:
@@ -169,18 +167,14 @@ def iterate_batches(inputs: Inputs, batch_size: int = 32) -> Iterator[dict[str, 
         whole = _as_batch(inputs)
         lengths = {key: value.shape[0] if isinstance(value, Tensor) else None for key, value in whole.items()}
         if len(set(lengths.values())) != 1:
-            raise ValueError(
-                f"a mapping of inputs holds tensors with the same number of samples; got {lengths}"
-            )
+            raise ValueError(f"a mapping of inputs holds tensors with the same number of samples; got {lengths}")
         for start in range(0, whole["x"].shape[0], batch_size):
             yield {key: value[start : start + batch_size] for key, value in whole.items()}
     elif isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes)):
         for batch in inputs:
             yield _as_batch(batch)
     else:
-        raise TypeError(
-            f"inputs must be a tensor, a mapping or an iterable of batches; got {type(inputs).__name__}"
-        )
+        raise TypeError(f"inputs must be a tensor, a mapping or an iterable of batches; got {type(inputs).__name__}")
 
 
 @contextmanager
@@ -256,9 +250,7 @@ class _Recorder:
     def end_of_pass(self) -> None:
         fired, self._fired = self._fired, 0
         if fired == 0:
-            raise RuntimeError(
-                f"site {str(self.site)!r} did not fire: the forward pass never calls this module"
-            )
+            raise RuntimeError(f"site {str(self.site)!r} did not fire: the forward pass never calls this module")
         if fired > 1:
             raise RuntimeError(
                 f"site {str(self.site)!r} fired {fired} times in a pass: its calls are not told apart; "
@@ -287,9 +279,7 @@ def _model_inputs(
     for batch in batches:
         if data_processor is not None:
             if "y" not in batch:
-                raise ValueError(
-                    f"neuralop's data processors need the target under 'y' too; got the keys {sorted(batch)}"
-                )
+                raise ValueError(f"neuralop's data processors need the target under 'y' too; got the keys {sorted(batch)}")
             batch = data_processor.preprocess(batch)
         x = batch["x"][:remaining].to(device)
         yield x
@@ -340,9 +330,7 @@ def _activation(output: Any, site: Site) -> Tensor:
     entry = output
     if site.output is not None:
         if not isinstance(output, (tuple, list)) or site.output >= len(output):
-            raise TypeError(
-                f"site {str(site)!r}: the module returns no output {site.output}, but {_describe(output)}"
-            )
+            raise TypeError(f"site {str(site)!r}: the module returns no output {site.output}, but {_describe(output)}")
         entry = output[site.output]
     if not isinstance(entry, Tensor):
         raise TypeError(

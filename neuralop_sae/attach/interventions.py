@@ -58,18 +58,14 @@ class Replacement:
 
     def __enter__(self) -> Self:
         if self._stack is not None:
-            raise RuntimeError(
-                f"this replacement at {str(self.site)!r} is active already; make another one to nest them"
-            )
+            raise RuntimeError(f"this replacement at {str(self.site)!r} is active already; make another one to nest them")
         with ExitStack() as stack:
             stack.enter_context(eval_mode(*self._frozen))
             stack.enter_context(hooked(self._model, self.site, self._replace))
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         stack, self._stack = self._stack, None
         if stack is not None:
             stack.close()
@@ -87,9 +83,7 @@ class Replacement:
     def _checked(self, activation: Tensor) -> Tensor:
         new = self._function(activation)
         if not isinstance(new, Tensor):
-            raise TypeError(
-                f"site {str(self.site)!r}: the replacement must be a tensor; got {type(new).__name__}"
-            )
+            raise TypeError(f"site {str(self.site)!r}: the replacement must be a tensor; got {type(new).__name__}")
         if new.shape != activation.shape:
             raise ValueError(
                 f"site {str(self.site)!r}: the replacement has shape {tuple(new.shape)}, the activation "
@@ -198,9 +192,7 @@ def splice(
     >>> with splice(model, "fno_blocks.2", sae, edits=[ablate(3), steer(7, scale=2.0)]):  # doctest: +SKIP
     ...     y = model(x)
     """
-    if not isinstance(sae, nn.Module) or not all(
-        callable(getattr(sae, name, None)) for name in ("encode", "decode")
-    ):
+    if not isinstance(sae, nn.Module) or not all(callable(getattr(sae, name, None)) for name in ("encode", "decode")):
         raise TypeError(f"sae must be an nn.Module with encode and decode; got {type(sae).__name__}")
     chain = (edits,) if callable(edits) else tuple(edits)
     for edit in chain:
@@ -238,9 +230,7 @@ class _Spliced:
     def _dtype(self, x: Tensor) -> torch.dtype:
         for tensor in (*self.sae.parameters(), *self.sae.buffers()):
             if tensor.device != x.device:
-                raise ValueError(
-                    f"the SAE is on {tensor.device}, the activation on {x.device}: move it with sae.to(...)"
-                )
+                raise ValueError(f"the SAE is on {tensor.device}, the activation on {x.device}: move it with sae.to(...)")
             if tensor.is_floating_point() or tensor.is_complex():
                 return x.dtype if x.is_complex() else tensor.dtype.to_real()
         return x.dtype
@@ -255,9 +245,7 @@ class _Spliced:
         for edit in self.edits:
             edited = edit(edited)
             if not isinstance(edited, type(codes)):
-                raise TypeError(
-                    f"edit {edit!r} must return {type(codes).__name__}; got {type(edited).__name__}"
-                )
+                raise TypeError(f"edit {edit!r} must return {type(codes).__name__}; got {type(edited).__name__}")
         return edited
 
 
@@ -273,9 +261,7 @@ class Ablate:
 
     def __call__(self, codes: ConceptCodes) -> ConceptCodes:
         keep = ~_rows(codes, self.concepts)
-        return replace(
-            codes, sample=codes.sample[keep], concept=codes.concept[keep], values=codes.values[keep]
-        )
+        return replace(codes, sample=codes.sample[keep], concept=codes.concept[keep], values=codes.values[keep])
 
     def __repr__(self) -> str:
         return f"ablate({', '.join(map(str, self.concepts))})"
@@ -369,9 +355,7 @@ def steer(concept: int | Iterable[int], scale: float | Tensor = 1.0, region: Ten
         if scale.numel() != 1:
             raise ValueError(f"scale must have one element; got shape {tuple(scale.shape)}")
         scale = scale.reshape(())
-    if region is not None and not (
-        isinstance(region, Tensor) and (region.dtype == torch.bool or region.is_floating_point())
-    ):
+    if region is not None and not (isinstance(region, Tensor) and (region.dtype == torch.bool or region.is_floating_point())):
         kind = region.dtype if isinstance(region, Tensor) else type(region).__name__
         raise TypeError(f"region must be a bool mask or a float tensor of weights; got {kind}")
     return Steer(_indices(concept), scale, region)
@@ -385,9 +369,7 @@ def _indices(concepts: Any) -> tuple[int, ...]:
         raise ValueError("no concepts given: name at least one, an integer in 0..n_concepts-1")
     for item in items:
         if isinstance(item, bool) or not hasattr(item, "__index__"):
-            raise ValueError(
-                f"concepts are integers in 0..n_concepts-1; got {item!r} of type {type(item).__name__}"
-            )
+            raise ValueError(f"concepts are integers in 0..n_concepts-1; got {item!r} of type {type(item).__name__}")
     return tuple(index(item) for item in items)
 
 
@@ -395,9 +377,7 @@ def _rows(codes: ConceptCodes, concepts: tuple[int, ...]) -> Tensor:
     """Which rows ``(n,)`` belong to the concepts."""
     for concept in concepts:
         if not 0 <= concept < codes.n_concepts:
-            raise ValueError(
-                f"concept {concept} is out of range 0..{codes.n_concepts - 1}: n_concepts={codes.n_concepts}"
-            )
+            raise ValueError(f"concept {concept} is out of range 0..{codes.n_concepts - 1}: n_concepts={codes.n_concepts}")
     return torch.isin(codes.concept, torch.tensor(concepts, device=codes.concept.device))
 
 
@@ -408,9 +388,7 @@ def _on_grid(region: Tensor, grid: Sequence[int]) -> Tensor:
     if tuple(region.shape) == tuple(grid):
         return region
     if len(grid) > 3:
-        raise ValueError(
-            f"cannot resample a region in {len(grid)} dimensions: give it on the codes' grid {tuple(grid)}"
-        )
+        raise ValueError(f"cannot resample a region in {len(grid)} dimensions: give it on the codes' grid {tuple(grid)}")
     mode = "nearest" if region.dtype == torch.bool else "area"
     field = region.to(torch.get_default_dtype() if mode == "nearest" else region.dtype)
     return interpolate(field[None, None], size=tuple(grid), mode=mode)[0, 0]

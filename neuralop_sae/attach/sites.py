@@ -269,18 +269,14 @@ def unpadded_slices(model: nn.Module, site: Site, shape: Sequence[int]) -> tuple
         fractions = [fractions] * len(grid)
     scale = site.scale or (1.0,) * len(grid)
     if not len(fractions) == len(scale) == len(grid):
-        raise ValueError(
-            f"site {str(site)!r}: grid {grid} does not have the {len(fractions)} axes of domain_padding"
-        )
+        raise ValueError(f"site {str(site)!r}: grid {grid} does not have the {len(fractions)} axes of domain_padding")
     margins = [_margin(n, float(p), s) for n, p, s in zip(grid, fractions, scale, strict=True)]
     if any(margin is None for margin in margins):
         raise ValueError(
             f"site {str(site)!r}: grid {grid} does not fix the margins of domain_padding={list(fractions)} "
             f"at resolution scale {scale}: rounding left no unpadded grid or several; use padded=True"
         )
-    inside = (
-        slice(margin, n - margin) for margin, n in zip(margins, grid, strict=True) if margin is not None
-    )
+    inside = (slice(margin, n - margin) for margin, n in zip(margins, grid, strict=True) if margin is not None)
     return (slice(None), slice(None), *inside)
 
 

@@ -108,15 +108,11 @@ def gaussian_field(
     n_modes = _at_least("n_modes", n_modes, 2)
     seed = _at_least("seed", seed, 0)
     if not alpha > 1 or not tau >= 0:
-        raise ValueError(
-            f"got alpha={alpha}, tau={tau}; alpha must exceed 1 (finite variance in 2-D) and tau be >= 0."
-        )
+        raise ValueError(f"got alpha={alpha}, tau={tau}; alpha must exceed 1 (finite variance in 2-D) and tau be >= 0.")
     return np.stack([_one_field(seed, i, resolution, alpha, tau, n_modes) for i in range(n_samples)])
 
 
-def _one_field(
-    seed: int, sample: int, resolution: int, alpha: float, tau: float, n_modes: int
-) -> NDArray[np.float64]:
+def _one_field(seed: int, sample: int, resolution: int, alpha: float, tau: float, n_modes: int) -> NDArray[np.float64]:
     k = np.arange(n_modes)
     scale = np.zeros((n_modes, n_modes))
     eigenvalues = np.pi**2 * (k[:, None] ** 2 + k**2) + tau**2
@@ -160,9 +156,7 @@ def darcy_matrix(coefficient: NDArray[np.floating]) -> scipy.sparse.csr_array:
     """
     a = np.asarray(coefficient, dtype=np.float64)
     if a.ndim != 2 or a.shape[0] != a.shape[1] or a.shape[0] < 4:
-        raise ValueError(
-            f"coefficient has shape {a.shape}; pass (N + 1, N + 1) nodes, both ends included, N >= 3."
-        )
+        raise ValueError(f"coefficient has shape {a.shape}; pass (N + 1, N + 1) nodes, both ends included, N >= 3.")
     if not (np.isfinite(a).all() and (a > 0).all()):
         raise ValueError(f"coefficient must be finite and positive; it runs from {a.min()} to {a.max()}.")
     m = a.shape[0] - 2
@@ -179,9 +173,7 @@ def darcy_matrix(coefficient: NDArray[np.floating]) -> scipy.sparse.csr_array:
     )
 
 
-def solve_darcy(
-    coefficient: NDArray[np.floating], forcing: float | NDArray[np.floating] = 1.0
-) -> NDArray[np.float64]:
+def solve_darcy(coefficient: NDArray[np.floating], forcing: float | NDArray[np.floating] = 1.0) -> NDArray[np.float64]:
     r"""Solve :math:`-\nabla\cdot(a\,\nabla u) = f`, :math:`u = 0` on the boundary, by finite volumes.
 
     Parameters
@@ -212,9 +204,7 @@ def solve_darcy(
     n = len(coefficient) - 1
     f = np.asarray(forcing, dtype=np.float64)
     if f.shape not in ((), (n + 1, n + 1)) or not np.isfinite(f).all():
-        raise ValueError(
-            f"forcing has shape {f.shape}; pass a finite number or finite values of shape {(n + 1, n + 1)}."
-        )
+        raise ValueError(f"forcing has shape {f.shape}; pass a finite number or finite values of shape {(n + 1, n + 1)}.")
     right_side = np.broadcast_to(f, (n + 1, n + 1))[1:-1, 1:-1].ravel() / n**2
     # Preconditioned with the constant-coefficient Laplacian, inverted by sine transforms: the condition
     # number is then at most the contrast of a, on any grid. At contrast 4: 23 iterations, 5 ms (N = 96) and
@@ -226,15 +216,11 @@ def solve_darcy(
         spectrum = scipy.fft.dstn(residual.reshape(n - 1, n - 1), type=1) / eigenvalues
         return np.asarray(scipy.fft.idstn(spectrum, type=1)).ravel()
 
-    preconditioner = scipy.sparse.linalg.LinearOperator(
-        matrix.shape, matvec=invert_laplacian, dtype=np.float64
-    )
+    preconditioner = scipy.sparse.linalg.LinearOperator(matrix.shape, matvec=invert_laplacian, dtype=np.float64)
     interior, failed = scipy.sparse.linalg.cg(matrix, right_side, rtol=SOLVER_RTOL, M=preconditioner)
     if failed:
         contrast = np.max(coefficient) / np.min(coefficient)
-        raise RuntimeError(
-            f"no convergence in {failed} iterations at contrast {contrast:.3g}; lower the contrast."
-        )
+        raise RuntimeError(f"no convergence in {failed} iterations at contrast {contrast:.3g}; lower the contrast.")
     return np.pad(interior.reshape(n - 1, n - 1), 1)
 
 
@@ -304,9 +290,7 @@ def darcy_flow(
         if cached is not None:
             return cached
     splits = {n: DarcySplit(torch.empty(n_samples, 1, n, n), torch.empty(n_samples, 1, n, n)) for n in grids}
-    for i in tqdm(
-        range(n_samples), desc=f"Darcy flow {solver}x{solver}", unit="sample", disable=not progress
-    ):
+    for i in tqdm(range(n_samples), desc=f"Darcy flow {solver}x{solver}", unit="sample", disable=not progress):
         field = _one_field(seed, i, solver, ALPHA, TAU, N_MODES)
         a = np.where(field > 0, COEFFICIENT_HIGH, COEFFICIENT_LOW)
         u = solve_darcy(a)
@@ -380,9 +364,7 @@ def _read_cache(path: Path, n_samples: int, grids: list[int]) -> dict[int, Darcy
     return splits
 
 
-def load_darcy(
-    data_root: str | os.PathLike[str], *, n_train: int | None = None
-) -> tuple[DarcySplit, dict[int, DarcySplit]]:
+def load_darcy(data_root: str | os.PathLike[str], *, n_train: int | None = None) -> tuple[DarcySplit, dict[int, DarcySplit]]:
     """Read neuralop's Darcy files ``darcy_train_*.pt`` and ``darcy_test_*.pt`` as they are.
 
     Upstream does not say what its ``darcy_train_16``, ``darcy_test_16`` and ``darcy_test_32`` hold. Measured:
@@ -419,16 +401,12 @@ def load_darcy(
     """
     root = Path(data_root)
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"no folder {root}; pass the one that holds darcy_train_*.pt and darcy_test_*.pt."
-        )
+        raise FileNotFoundError(f"no folder {root}; pass the one that holds darcy_train_*.pt and darcy_test_*.pt.")
     files = {kind: _numbered_files(root, kind) for kind in ("train", "test")}
     train = _read_split(*min(files["train"].items()))
     if n_train is not None:
         if not 1 <= operator.index(n_train) <= len(train.x):
-            raise ValueError(
-                f"n_train is {n_train}; the file holds {len(train.x)} samples, pass 1 to {len(train.x)}."
-            )
+            raise ValueError(f"n_train is {n_train}; the file holds {len(train.x)} samples, pass 1 to {len(train.x)}.")
         train = DarcySplit(train.x[:n_train], train.y[:n_train])
     return train, {n: _read_split(n, path) for n, path in sorted(files["test"].items())}
 
@@ -446,7 +424,5 @@ def _read_split(resolution: int, path: Path) -> DarcySplit:
     data = torch.load(path, weights_only=True, map_location="cpu")
     shapes = {key: tuple(data[key].shape) for key in ("x", "y") if key in data}
     if shapes.keys() != {"x", "y"} or any(s != (s[0], resolution, resolution) for s in shapes.values()):
-        raise ValueError(
-            f"{path} holds {shapes}; its name promises x and y of shape (n, {resolution}, {resolution})."
-        )
+        raise ValueError(f"{path} holds {shapes}; its name promises x and y of shape (n, {resolution}, {resolution}).")
     return DarcySplit(*(data[key].to(torch.float32).unsqueeze(1) for key in ("x", "y")))

@@ -89,8 +89,7 @@ class SpectralBasis(ABC):
         grid = tuple(int(size) for size in shape)
         if len(grid) != self.n_dim or min(grid, default=0) < 1:
             raise ValueError(
-                f"a grid of {self.n_dim} positive sizes is needed, got {grid}; "
-                f"n_modes has {self.n_dim} dimensions"
+                f"a grid of {self.n_dim} positive sizes is needed, got {grid}; n_modes has {self.n_dim} dimensions"
             )
         return grid
 

@@ -68,6 +68,7 @@ class _ConceptLayer(nn.Module):
         super().__init__()
         if skip not in ("linear", None):
             raise ValueError(f"unknown skip {skip!r}; known: 'linear' (pointwise, as in an FNO block) or None")
+        self.n_modes = tuple(n_modes)
         self.basis: SpectralBasis = FourierBasis(n_modes)
         self.conv = SpectralConv(
             in_channels,
@@ -110,7 +111,7 @@ class _ConceptLayer(nn.Module):
         dims = tuple(range(2, field.ndim))
         spectrum = torch.fft.rfftn(field, dim=dims, norm="forward")
         weight = self.conv.weight.to_tensor()
-        frequencies = [torch.tensor(list(k)) for k in FourierBasis(self.basis.n_modes).frequencies()]
+        frequencies = [torch.tensor(list(k)) for k in FourierBasis(self.n_modes).frequencies()]
         held = [(2 * k.abs() <= n) & (2 * k != n) for k, n in zip(frequencies[:-1], grid[:-1], strict=True)]
         held.append(2 * frequencies[-1] <= grid[-1])
         for axis, keep in enumerate(held):

@@ -7,6 +7,7 @@ transforms here serve odd grids and changes of resolution, and agree with it on 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,7 +125,7 @@ class FourierBasis(SpectralBasis):
     def _make_weights(self, shape: Sequence[int] | None, like: Tensor) -> Tensor:
         weights = torch.zeros(self.mode_shape, dtype=real_dtype(like), device=like.device)
         pairs = zip(self.frequencies(), self._held(shape), strict=True)
-        inside = tuple(slice(low - kept[0], high - kept[0] + 1) for kept, (low, high) in pairs)
+        inside: tuple[Any, ...] = tuple(slice(low - kept[0], high - kept[0] + 1) for kept, (low, high) in pairs)
         weights[inside] = 2.0
         for column in self._self_paired_columns(shape):
             weights[(*inside[:-1], column)] = 1.0
@@ -174,6 +175,4 @@ class FourierBasis(SpectralBasis):
 
     def _check_modes(self, coefficients: Tensor) -> None:
         if tuple(coefficients.shape[-self.n_dim :]) != self.mode_shape:
-            raise ValueError(
-                f"coefficients must end in the mode shape {self.mode_shape}, got {tuple(coefficients.shape)}"
-            )
+            raise ValueError(f"coefficients must end in the mode shape {self.mode_shape}, got {tuple(coefficients.shape)}")

@@ -160,7 +160,7 @@ class TopK(ConceptRule):
         Concepts on per sample.
     """
 
-    arguments = ("k",)
+    arguments: ClassVar[tuple[str, ...]] = ("k",)
 
     def __init__(self, k: int = 16) -> None:
         super().__init__()

@@ -181,7 +181,9 @@ class SAE(nn.Module, ABC):
         """
         scale = torch.as_tensor(scale)
         if not (torch.isfinite(mean).all() and torch.isfinite(scale) and scale > 0):
-            raise ValueError(f"mean must be finite and scale positive, got scale={float(scale)}: are the activations constant?")
+            raise ValueError(
+                f"mean must be finite and scale positive, got scale={float(scale)}: are the activations constant?"
+            )
         self.mean.copy_(mean)
         self.scale.copy_(scale)
 

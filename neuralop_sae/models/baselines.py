@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from neuralop.models.base_model import BaseModel
@@ -17,7 +18,7 @@ from .spectral import directions, random_points
 
 
 @saes.register("SAEPointwise")
-class SAEPointwise(SAE, BaseModel, name="SAEPointwise"):
+class SAEPointwise(SAE, BaseModel, name="SAEPointwise"):  # type: ignore[call-arg]  # mypy misses the base
     """The SAE of language models applied to every point of a field: one dictionary of channel vectors, the k strongest
     at each point.
 
@@ -107,7 +108,8 @@ class SAEPointwise(SAE, BaseModel, name="SAEPointwise"):
         :meth:`kernel_norms`."""
         index, grid = self.check_concepts(concepts), self.basis.check_grid(shape)
         atoms = self.decoder_weight.new_zeros(len(index), self.in_channels, *grid)
-        atoms[(..., *(size // 2 for size in grid))] = self.decoder_weight[index] * torch.Size(grid).numel() ** 0.5
+        centre: tuple[Any, ...] = (..., *(size // 2 for size in grid))
+        atoms[centre] = self.decoder_weight[index] * torch.Size(grid).numel() ** 0.5
         return atoms
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ _KINDS = ("linear", "fno_block")
 
 
 @saes.register("SAEFNO")
-class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):
+class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  # mypy misses the base
     r"""Sparse autoencoder neural operator with Fourier concepts, for activations of an FNO.
 
     A field x of m channels becomes few codes, each a function over the domain, and their sum through operators:

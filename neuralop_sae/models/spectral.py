@@ -78,9 +78,7 @@ class SpectralSAE(SAE):
         return Spectrum.of(self.encoder_trunk(self.basis.resample(field, grid)), self.basis)
 
     def _codes(self, values: Tensor, selection: Selection) -> ConceptCodes:
-        return ConceptCodes(
-            selection.sample, selection.concept, values, selection.n_samples, selection.n_concepts, self.basis
-        )
+        return ConceptCodes(selection.sample, selection.concept, values, selection.n_samples, selection.n_concepts, self.basis)
 
     @torch.no_grad()
     def _rank(self, spectrum: Spectrum) -> tuple[Selection, Tensor]:

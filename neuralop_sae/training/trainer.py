@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from .. import checkpoint
@@ -357,6 +357,6 @@ def _real_view(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     """The numbers of a tensor as a contiguous real tensor that shares its memory: what fused Adam runs over. Weights are
     laid out with permuted strides; a gradient in another layout than its parameter (`like`) is copied into it."""
     like = tensor if like is None else like
-    order: Sequence[int] = sorted(range(like.ndim), key=like.stride, reverse=True)
+    order = sorted(range(like.ndim), key=like.stride, reverse=True)
     view = tensor.detach().permute(order).contiguous()
     return torch.view_as_real(view) if view.is_complex() else view

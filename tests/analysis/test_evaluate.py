@@ -1,6 +1,7 @@
-import neuralop_sae as ns
 import pytest
 import torch
+
+import neuralop_sae as ns
 from neuralop_sae.analysis.evaluate import ConceptUse
 
 

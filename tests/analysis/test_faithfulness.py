@@ -1,9 +1,10 @@
-import neuralop_sae as ns
 import pytest
 import torch
 from neuralop.data.transforms.data_processors import DefaultDataProcessor
 from neuralop.data.transforms.normalizers import UnitGaussianNormalizer
 from neuralop.models import FNO
+
+import neuralop_sae as ns
 from neuralop_sae.analysis.faithfulness import mean_relative_l2
 
 

@@ -39,9 +39,7 @@ def block_by_hand(blocks: Any, x: Tensor, i: int, seen: dict[str, Tensor]) -> Te
     if blocks.preactivation:
         x = norm(2 * i, gelu(x))
     skip = run(f"fno_skips.{i}", x) if blocks.fno_skips is not None else 0.0
-    mlp_skip = (
-        run(f"channel_mlp_skips.{i}", x) if getattr(blocks, "channel_mlp_skips", None) is not None else 0.0
-    )
+    mlp_skip = run(f"channel_mlp_skips.{i}", x) if getattr(blocks, "channel_mlp_skips", None) is not None else 0.0
     x = run(f"convs.{i}", x)
     if not blocks.preactivation:
         x = norm(2 * i, x)

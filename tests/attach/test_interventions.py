@@ -44,7 +44,8 @@ class LinearSAE(nn.Module):
     def encode(self, x: Tensor) -> Any:
         if x.shape[1] != self.encoder.shape[1]:
             raise ValueError(f"expected {self.encoder.shape[1]} channels, got {x.shape[1]}")
-        assert not self.training and x.dtype == self.encoder.dtype
+        assert not self.training
+        assert x.dtype == self.encoder.dtype
         dense = torch.einsum("pc,bc...->bp...", self.encoder, x).relu()
         concept = dense.flatten(2).norm(dim=2).topk(self.k).indices.sort().values.flatten()
         sample = torch.arange(len(x)).repeat_interleave(self.k)
@@ -101,7 +102,8 @@ def test_identity_edits_keep_the_output_bit_for_bit(kind: type, dims: int, optio
             for chain in ((), edits):
                 with splice(model, site, sae, chain, padded=padded):
                     assert torch.equal(model(x), expected), (site, padded, chain)
-    assert torch.equal(model(x), expected) and n_hooks(model) == 0
+    assert torch.equal(model(x), expected)
+    assert n_hooks(model) == 0
 
 
 def test_the_same_codes_are_bit_exact_even_if_decoding_is_not() -> None:
@@ -182,7 +184,8 @@ def test_gradients_reach_inputs_autoencoder_and_edits(keep_error: bool) -> None:
         loss = model(x).square().sum()
     loss.backward()
     for tensor in (x, sae.encoder, sae.decoder, scale, region):
-        assert tensor.grad is not None and tensor.grad.abs().sum() > 0
+        assert tensor.grad is not None
+        assert tensor.grad.abs().sum() > 0
 
 
 def test_gradient_of_a_scale_is_its_finite_difference() -> None:
@@ -276,7 +279,9 @@ def test_hooks_and_modes_are_restored_after_exceptions() -> None:
         splice(model, "fno_blocks.1", LinearSAE(4)),
     ):
         model(x)
-    assert n_hooks(model) == 0 and sae.training and torch.equal(model(x), expected)
+    assert n_hooks(model) == 0
+    assert sae.training
+    assert torch.equal(model(x), expected)
 
 
 def test_a_context_can_be_used_again_but_not_twice_at_once() -> None:
@@ -288,7 +293,9 @@ def test_a_context_can_be_used_again_but_not_twice_at_once() -> None:
             outputs.append(model(x))
             with pytest.raises(RuntimeError, match="active already"), context:
                 pass
-    assert torch.equal(*outputs) and n_hooks(model) == 0 and not torch.allclose(outputs[0], model(x))
+    assert torch.equal(*outputs)
+    assert n_hooks(model) == 0
+    assert not torch.allclose(outputs[0], model(x))
 
 
 @pytest.mark.parametrize("model_dtype", [torch.float64, torch.bfloat16])
@@ -296,11 +303,10 @@ def test_dtypes_are_cast_to_the_autoencoder_and_back(model_dtype: torch.dtype) -
     model = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 1, 1)).to(model_dtype)
     x = torch.randn(2, 1, 4, 4, dtype=model_dtype)
     with splice(model, "0", LinearSAE()):
-        assert torch.equal(model(x), model(x)) and capture(model, "0", x).dtype == model_dtype
+        assert torch.equal(model(x), model(x))
+        assert capture(model, "0", x).dtype == model_dtype
         output = model(x)
-    assert torch.equal(
-        output, model(x)
-    )  # float32 has fewer digits than float64: the error term restores them
+    assert torch.equal(output, model(x))  # float32 has fewer digits than float64: the error term restores them
     with splice(model, "0", LinearSAE(), keep_error=False):
         assert model(x).dtype == model_dtype
 
@@ -340,7 +346,9 @@ def test_output_structure_is_kept() -> None:
     model, x = nn.Sequential(Two()), torch.randn(2, 1, 4)
     with replace_activation(model, "0[1]", torch.zeros_like):
         output = model(x)
-    assert isinstance(output, Pair) and output.first is x and not output.second.any()
+    assert isinstance(output, Pair)
+    assert output.first is x
+    assert not output.second.any()
 
 
 def test_bad_arguments() -> None:
@@ -376,9 +384,7 @@ def test_compiled_model_is_spliced() -> None:
     compiled(x)
     with splice(compiled, "0", LinearSAE(), ablate(range(P)), keep_error=False):
         spliced = compiled(x)
-    torch.testing.assert_close(
-        spliced, torch.nn.functional.gelu(LinearSAE().bias.reshape(1, 8, 1, 1)).expand(2, 8, 4, 4)
-    )
+    torch.testing.assert_close(spliced, torch.nn.functional.gelu(LinearSAE().bias.reshape(1, 8, 1, 1)).expand(2, 8, 4, 4))
     assert torch.equal(compiled(x), model(x))
 
 
@@ -390,15 +396,18 @@ def test_compiled_fno_is_spliced() -> None:
     clean = compiled(x)
     with splice(compiled, "fno_blocks.1", sae, steer(range(P), 2.0)):
         assert torch.equal(compiled(x), expected)
-    assert torch.equal(compiled(x), clean) and n_hooks(model) == 0
+    assert torch.equal(compiled(x), clean)
+    assert n_hooks(model) == 0
 
 
 def test_ablate_drops_rows() -> None:
     codes = example_codes()
     for edit in (ablate(3, 0), ablate([3, 0]), ablate(torch.tensor([3, 0]))):
         edited = edit(codes)
-        assert edited.concept.tolist() == [1, 5] and edited.sample.tolist() == [0, 1]
-        assert torch.equal(edited.values, codes.values[[0, 3]]) and edited.n_samples == 2
+        assert edited.concept.tolist() == [1, 5]
+        assert edited.sample.tolist() == [0, 1]
+        assert torch.equal(edited.values, codes.values[[0, 3]])
+        assert edited.n_samples == 2
     assert len(ablate(range(P))(codes).sample) == 0
     assert repr(ablate(3, 5)) == "ablate(3, 5)"
 
@@ -412,7 +421,8 @@ def test_steer_scales_everywhere_or_in_a_region() -> None:
     for region in (mask, mask.float(), mask.double()):
         values = steer([3, 5], scale=0.1, region=region)(codes).values
         assert torch.equal(values[1:], torch.where(mask, codes.values[1:] * 0.1, codes.values[1:]))
-        assert torch.equal(values[0], codes.values[0]) and values.dtype == codes.values.dtype
+        assert torch.equal(values[0], codes.values[0])
+        assert values.dtype == codes.values.dtype
     half = steer(1, scale=3.0, region=torch.full((4, 4), 0.5))(codes).values
     torch.testing.assert_close(half[0], 2 * codes.values[0])
     assert len(steer(0, 2.0)(codes).values) == 4  # a concept that is off
@@ -425,11 +435,11 @@ def test_a_region_on_another_grid_is_resampled() -> None:
     fine = torch.zeros(8, 8)
     fine[0, 0] = 1.0
     values = steer(1, scale=5.0, region=fine)(codes).values[0]  # area: a quarter of the first cell
-    assert values[0, 0] == codes.values[0, 0, 0] * 2 and torch.equal(values[1:], codes.values[0, 1:])
-    values = steer(1, scale=5.0, region=fine.bool())(codes).values[
-        0
-    ]  # nearest: every second point of the mask
-    assert values[0, 0] == codes.values[0, 0, 0] * 5 and torch.equal(values[1:], codes.values[0, 1:])
+    assert values[0, 0] == codes.values[0, 0, 0] * 2
+    assert torch.equal(values[1:], codes.values[0, 1:])
+    values = steer(1, scale=5.0, region=fine.bool())(codes).values[0]  # nearest: every second point of the mask
+    assert values[0, 0] == codes.values[0, 0, 0] * 5
+    assert torch.equal(values[1:], codes.values[0, 1:])
     coarse = torch.tensor([[True, False], [False, False]])
     values = steer(1, scale=5.0, region=coarse)(codes).values[0]
     factor = torch.ones(4, 4)

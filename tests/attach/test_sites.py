@@ -62,9 +62,7 @@ def test_sites_are_in_execution_order(kind: type, options: dict[str, Any]) -> No
     assert parts == expected
 
 
-@pytest.mark.skipif(
-    not hasattr(models, "SFNO"), reason="neuralop has no SFNO without a torch-harmonics it can import"
-)
+@pytest.mark.skipif(not hasattr(models, "SFNO"), reason="neuralop has no SFNO without a torch-harmonics it can import")
 def test_sfno_has_the_sites_of_an_fno() -> None:
     options: dict[str, Any] = {"in_channels": 1, "out_channels": 1, "hidden_channels": 4, "n_layers": 2}
     assert find_sites(models.SFNO(n_modes=(4, 8), **options)) == find_sites(FNO(n_modes=(4, 8), **options))
@@ -73,15 +71,18 @@ def test_sfno_has_the_sites_of_an_fno() -> None:
 def test_site_is_its_name() -> None:
     model = make_fno(domain_padding=0.25)
     site = resolve_site(model, "fno_blocks.2")
-    assert site == "fno_blocks.2" and "fno_blocks.2" in find_sites(model)
+    assert site == "fno_blocks.2"
+    assert "fno_blocks.2" in find_sites(model)
     assert (site.path, site.index, site.padded, site.output) == ("fno_blocks", 2, True, None)
     conv = resolve_site(model, "fno_blocks.convs.1")
     assert (conv.path, conv.index, conv.padded) == ("fno_blocks.convs.1", None, True)
-    assert not resolve_site(model, "lifting").padded and not resolve_site(model, "projection").padded
+    assert not resolve_site(model, "lifting").padded
+    assert not resolve_site(model, "projection").padded
     with pytest.raises(AttributeError, match="read-only"):
         site.padded = False
     for copied in (copy.deepcopy(site), pickle.loads(pickle.dumps(site))):
-        assert isinstance(copied, Site) and copied.__dict__ == site.__dict__
+        assert isinstance(copied, Site)
+        assert copied.__dict__ == site.__dict__
 
 
 def test_nested_operators_get_a_prefix() -> None:
@@ -103,9 +104,7 @@ def test_other_modules_have_their_submodules_as_sites() -> None:
 
 def test_unknown_names_list_the_known() -> None:
     model = make_fno(n_layers=1)
-    with pytest.raises(
-        ValueError, match=r"'fno_block.0'; did you mean 'fno_blocks.0'\? known sites: lifting, .*"
-    ):
+    with pytest.raises(ValueError, match=r"'fno_block.0'; did you mean 'fno_blocks.0'\? known sites: lifting, .*"):
         resolve_site(model, "fno_block.0")
     with pytest.raises(ValueError, match="known sites: lifting"):
         resolve_site(model, "fno_blocks")

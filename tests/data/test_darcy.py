@@ -38,10 +38,7 @@ def poisson_series(n: int, terms: int = 400) -> np.ndarray:
 
 
 def test_constant_coefficient_matches_the_fourier_series_at_second_order() -> None:
-    errors = [
-        float(np.abs(solve_darcy(np.full((n + 1, n + 1), 5.0)) - poisson_series(n) / 5).max())
-        for n in (24, 48)
-    ]
+    errors = [float(np.abs(solve_darcy(np.full((n + 1, n + 1), 5.0)) - poisson_series(n) / 5).max()) for n in (24, 48)]
     assert errors[1] < 1e-5
     assert convergence_rate(errors) == pytest.approx(2, abs=0.1)
 
@@ -104,9 +101,7 @@ def test_flux_through_the_boundary_equals_the_integral_of_the_forcing() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(3.0, 12.0), (1e-3, 1.0)])
-def test_solution_satisfies_the_equations_symmetrically_and_obeys_the_maximum_principle(
-    low: float, high: float
-) -> None:
+def test_solution_satisfies_the_equations_symmetrically_and_obeys_the_maximum_principle(low: float, high: float) -> None:
     n = 48
     a = two_phase(n, 1, low, high)
     u = solve_darcy(a)
@@ -120,9 +115,7 @@ def test_solution_satisfies_the_equations_symmetrically_and_obeys_the_maximum_pr
 
 
 @pytest.mark.parametrize("n", [24, 96])
-def test_the_number_of_iterations_does_not_grow_with_the_grid(
-    monkeypatch: pytest.MonkeyPatch, n: int
-) -> None:
+def test_the_number_of_iterations_does_not_grow_with_the_grid(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     conjugate_gradients = scipy.sparse.linalg.cg
     iterations: list[int] = []
 
@@ -152,9 +145,7 @@ def test_field_is_the_same_at_every_resolution_and_for_every_length() -> None:
 def test_field_has_the_covariance_spectrum_of_the_formula(alpha: float, tau: float) -> None:
     samples, n = 2000, 8
     # A DCT-I on more nodes than modes inverts the cosine series exactly.
-    spectrum = scipy.fft.dctn(
-        gaussian_field(samples, n, alpha=alpha, tau=tau, n_modes=n), type=1, axes=(1, 2)
-    )
+    spectrum = scipy.fft.dctn(gaussian_field(samples, n, alpha=alpha, tau=tau, n_modes=n), type=1, axes=(1, 2))
     spectrum /= (2 * n) ** 2
     spectrum[:, 1:] *= np.sqrt(2)
     spectrum[:, :, 1:] *= np.sqrt(2)
@@ -315,9 +306,7 @@ def test_load_darcy_says_what_is_missing_or_wrong(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"darcy_train_<resolution>.pt in .* holds nothing"):
         load_darcy(tmp_path)
     save_split(tmp_path / "darcy_train_8.pt", 2, 8)
-    with pytest.raises(
-        FileNotFoundError, match=r"darcy_test_<resolution>.pt in .* holds \['darcy_train_8.pt'\]"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"darcy_test_<resolution>.pt in .* holds \['darcy_train_8.pt'\]"):
         load_darcy(tmp_path)
     save_split(tmp_path / "darcy_test_16.pt", 2, 8)
     with pytest.raises(ValueError, match="its name promises"):

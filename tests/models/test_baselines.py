@@ -1,6 +1,7 @@
-import neuralop_sae as ns
 import pytest
 import torch
+
+import neuralop_sae as ns
 
 
 @pytest.mark.parametrize(("grid", "n_dim"), [((9,), 1), ((6, 7), 2), ((4, 5, 6), 3)])

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from neuralop_sae import BatchTopK, JumpReLU, SAEFNO, SAEPointwise, SoftLocalTopK, TopK, TrainingConfig, train
+
+from neuralop_sae import SAEFNO, BatchTopK, JumpReLU, SAEPointwise, SoftLocalTopK, TopK, TrainingConfig, train
 from neuralop_sae.checkpoint import read_tensors
 from neuralop_sae.training import trainer
 
