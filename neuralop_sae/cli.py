@@ -72,9 +72,8 @@ def quickstart(
         console.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
         raise typer.Exit(ExitCode.BAD_INPUT) from error
     console.print(_table(metrics))
-    console.print(
-        f"The report: {output / 'report.html'}   numbers: {output / 'metrics.json'}   models: {output}/fno, {output}/sae"
-    )
+    for what, name in (("report", "report.html"), ("numbers", "metrics.json"), ("figures", "figures"), ("models", "sae")):
+        console.print(f"{what:8} {output / name}", soft_wrap=True)
 
 
 def _table(metrics: dict[str, object]) -> Table:
