@@ -10,6 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .quickstart import QuickstartConfig
+from .quickstart import quickstart as run
+
 app = typer.Typer(help="Sparse autoencoders for neural operators.", no_args_is_help=True, pretty_exceptions_enable=False)
 _MEANING = {
     "fve": "variance of the activations that the concepts explain",
@@ -53,10 +56,6 @@ def quickstart(
     Under five minutes on two cores, without a download.
     """
     console = Console()
-    # Imported here so that --help answers at once.
-    from .quickstart import QuickstartConfig
-    from .quickstart import quickstart as run
-
     try:
         metrics = run(
             output,

@@ -55,7 +55,7 @@ class QuickstartConfig(BaseModel):
         Of everything.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     n_train: int = Field(800, ge=2)
     n_test: int = Field(100, ge=1)
@@ -116,13 +116,14 @@ def quickstart(
 
     Raises
     ------
-    OSError
-        If the output folder cannot be written, before anything is computed.
+    OSError, ValueError
+        If the output folder cannot be written or the device cannot be used, before anything is computed.
     """
     config = config or QuickstartConfig()
     started = time.perf_counter()
     output = Path(output)
     checkpoint.check_writable(output)
+    _check_device(device)
     torch.manual_seed(config.seed)
 
     say("1/5  Darcy flow: coefficient fields and solutions")
@@ -153,6 +154,14 @@ def quickstart(
     metrics["seconds"] = time.perf_counter() - started
     checkpoint.write_json(output / "metrics.json", metrics)
     return metrics
+
+
+def _check_device(device: str) -> None:
+    """ValueError that names the device if nothing can be put on it."""
+    try:
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def darcy_problem(config: QuickstartConfig, data_root: str | Path | None, cache_dir: Path, progress: bool) -> Problem:

@@ -89,6 +89,13 @@ def test_an_unwritable_output_is_refused_before_any_work(tmp_path):
     assert not lines
 
 
+def test_an_unusable_device_is_refused_before_any_work(tmp_path):
+    lines = []
+    with pytest.raises(ValueError, match="device 'abacus'"):
+        quickstart(tmp_path, device="abacus", say=lines.append)
+    assert not lines
+
+
 def test_command_line_says_what_is_wrong(tmp_path):
     (tmp_path / "file").write_text("")
     result = CliRunner().invoke(app, ["quickstart", "--output", str(tmp_path / "file")])
@@ -102,13 +109,14 @@ def test_command_line_says_what_is_wrong(tmp_path):
 
 
 def test_an_interrupted_run_leaves_nothing_half_written(tmp_path, monkeypatch):
+    from neuralop_sae import cli
     from neuralop_sae import quickstart as module
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "faithfulness", interrupt)
-    monkeypatch.setattr(module, "QuickstartConfig", lambda seed: TINY)
+    monkeypatch.setattr(cli, "QuickstartConfig", lambda seed: TINY)
     result = CliRunner().invoke(app, ["quickstart", "--output", str(tmp_path)])
     assert result.exit_code == 130
     assert "interrupted" in result.output

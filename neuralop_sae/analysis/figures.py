@@ -33,6 +33,7 @@ from .summaries import (
     atom_spectra,
     code_of,
     dominant_concepts,
+    has_pointwise_part,
     leading_components,
     on_grid_of,
 )
@@ -138,17 +139,26 @@ def atoms_figure(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[int
     """What each concept writes for a unit impulse at the centre of the grid.
 
     Drawn is the leading component of the atom over channels, relative to its own extreme value; the title has
-    the share of the atom's energy that it holds.
+    the share of the atom's energy that it holds. Where concepts have a pointwise part, which copies the impulse
+    and hides the rest, a second row shows the atom without it.
     """
-    maps, shares = leading_components(sae, concepts, shape)
     indices = [int(c) for c in concepts]
+    parts: dict[str, dict[str, bool]] = {"atom": {}}
+    if has_pointwise_part(sae):
+        parts["without the\npointwise part"] = {"pointwise": False}
     n_columns = min(6, len(indices))
-    figure, axes = subplots(-(-len(indices) // n_columns), n_columns, 1.7, 1.8)
-    for ax in axes.flat[len(indices) :]:
+    n_rows = -(-len(indices) // n_columns)
+    figure, axes = subplots(n_rows * len(parts), n_columns, 1.7, 1.8)
+    for ax in axes.flat:
         ax.set_visible(False)
-    for ax, concept, values, share in zip(axes.flat, indices, maps, shares, strict=False):
-        image = draw_field(ax, values / values.abs().max().clamp_min(1e-12), ColorScale("RdBu_r", -1.0, 1.0))
-        ax.set_title(f"{concept}  ({share:.0%})")
+    for number, (label, part) in enumerate(parts.items()):
+        maps, shares = leading_components(sae, concepts, shape, **part)
+        rows = axes[number :: len(parts)]
+        rows[0, 0].set_ylabel(label)
+        for ax, concept, values, share in zip(rows.flat, indices, maps, shares, strict=False):
+            ax.set_visible(True)
+            image = draw_field(ax, values / values.abs().max().clamp_min(1e-12), ColorScale("RdBu_r", -1.0, 1.0))
+            ax.set_title(f"{concept}  ({share:.0%})")
     color_bar(figure, image, axes, "relative to the atom's extreme value" + slice_note(len(shape)))
     return figure
 
@@ -314,6 +324,9 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
             ax.set_yscale("log")
         if key == "fve":
             ax.set_ylim(max(min(values), -0.1), 1.02)
+        elif max(values) - min(values) < 1e-3 * abs(max(values)):
+            # Constant but for round-off, which would fill the axis.
+            ax.set_ylim(0, 1.5 * max(values)) if max(values) > 0 else ax.set_ylim(-1, 1)
     return figure
 
 

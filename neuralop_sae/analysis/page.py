@@ -27,6 +27,7 @@ from .summaries import (
     atom_spectra,
     code_of,
     codes_of_samples,
+    has_pointwise_part,
     leading_components,
     rank_energy,
     strongest_concepts,
@@ -198,8 +199,11 @@ class Page:
             return
         rows = {row["index"]: row for row in self.rows}
         atoms, held = leading_components(self.sae, self.shown, self.grid)
+        rests = (
+            leading_components(self.sae, self.shown, self.grid, pointwise=False)[0] if has_pointwise_part(self.sae) else None
+        )
         shape = None if isinstance(getattr(self.sae, "basis", None), FourierBasis) else self.grid
-        for concept, atom, share in zip(self.shown, atoms, held.tolist(), strict=True):
+        for position, (concept, atom, share) in enumerate(zip(self.shown, atoms, held.tolist(), strict=True)):
             peak = float(atom.abs().max()) or 1.0
             spectrum = figures.spectra_figure(self.sae, [concept], shape)
             yield {
@@ -207,9 +211,14 @@ class Page:
                 "atom": data_uri(figures.field_image(atom, ColorScale("RdBu_r", -peak, peak))),
                 "atom_share": share,
                 "atom_peak": peak,
+                **({} if rests is None else self._rest(rests[position])),
                 "spectrum": inline_svg(spectrum, f"Energy spectrum of the atom of concept {concept}", f"spectrum-{concept}"),
                 **self._maps(concept),
             }
+
+    def _rest(self, rest: Tensor) -> dict[str, Any]:
+        peak = float(rest.abs().max()) or 1.0
+        return {"rest": data_uri(figures.field_image(rest, ColorScale("RdBu_r", -peak, peak))), "rest_peak": peak}
 
     def _maps(self, concept: int) -> dict[str, Any]:
         samples, codes = self._strongest

@@ -14,6 +14,7 @@ from ..layers.basis import SpectralBasis
 from ..layers.fourier import FourierBasis
 from ..metrics import FieldStatistics, energy_quantile_count
 from ..models.base import SAE
+from ..models.spectral import SpectralSAE
 
 
 def concept_energy(codes: ConceptCodes, sae: SAE) -> Tensor:
@@ -51,7 +52,14 @@ def rank_energy(energy: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return order, energy[order] / energy.sum().clamp_min(torch.finfo(energy.dtype).tiny)
 
 
-def leading_components(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+def has_pointwise_part(sae: SAE) -> bool:
+    """Whether concepts have a pointwise part beside a spectral one, which atoms can be shown without."""
+    return isinstance(sae, SpectralSAE) and sae.concept_decoder.skip is not None
+
+
+def leading_components(
+    sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[int], **part: bool
+) -> tuple[Tensor, Tensor]:
     """The one map that tells most about each atom: its leading principal component over channels.
 
     Parameters
@@ -62,6 +70,8 @@ def leading_components(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequen
         n concepts.
     shape : sequence of int
         Grid of the maps.
+    **part : bool
+        Passed on to the model's ``atoms``.
 
     Returns
     -------
@@ -69,7 +79,7 @@ def leading_components(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequen
         Maps ``(n, *shape)`` in float64, normalised units, with the sign that makes their extreme value
         positive, and the share of the atom's energy that each holds, ``(n,)``.
     """
-    atoms = sae.atoms(concepts, shape).detach().cpu().double()
+    atoms = sae.atoms(concepts, shape, **part).detach().cpu().double()
     basis = getattr(sae, "basis", None) or FourierBasis(tuple(shape))
     weighted = (atoms * basis.quadrature(shape, like=atoms)).flatten(2)
     energies, directions = torch.linalg.eigh(weighted @ atoms.flatten(2).transpose(1, 2))

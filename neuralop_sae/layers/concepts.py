@@ -299,8 +299,9 @@ class ConceptDecoder(_ConceptLayer):
         pointwise = skip.view(*skip.shape, *(1,) * self.basis.n_dim) * impulse if skip is not None else 0 * rows
         return rows * self.basis.gram(impulse), pointwise
 
-    def atoms(self, concepts: Tensor, shape: Sequence[int]) -> Tensor:
-        """What each concept writes for the unit impulse at point ``size // 2`` of each axis, ``(n, m, *shape)``."""
-        spectral, pointwise = self._responses(concepts)
-        atoms = self.basis.synthesis(spectral + pointwise, shape)
+    def atoms(self, concepts: Tensor, shape: Sequence[int], *, pointwise: bool = True) -> Tensor:
+        """What each concept writes for the unit impulse at point ``size // 2`` of each axis, ``(n, m, *shape)``; with or
+        without its pointwise part."""
+        spectral, copied = self._responses(concepts)
+        atoms = self.basis.synthesis(spectral + copied if pointwise else spectral, shape)
         return atoms.roll(tuple(size // 2 for size in shape), tuple(range(2, atoms.ndim)))

@@ -180,7 +180,7 @@ class SpectralSAE(SAE):
 
     @full_precision
     @torch.no_grad()
-    def atoms(self, concepts: Sequence[int] | Tensor, shape: Sequence[int]) -> Tensor:
+    def atoms(self, concepts: Sequence[int] | Tensor, shape: Sequence[int], *, pointwise: bool = True) -> Tensor:
         """What the decoder writes for one concept's unit impulse: its kernel, seen on a grid.
 
         The impulse holds every kept mode in phase at the centre of the grid and has L2 norm one, so atoms are the same
@@ -192,13 +192,16 @@ class SpectralSAE(SAE):
             Which concepts, n of them.
         shape : sequence of int
             The grid.
+        pointwise : bool
+            Whether to include the pointwise part, which copies the impulse into some channels and often hides the rest.
 
         Returns
         -------
         Tensor
             ``(n, channels, *shape)``, in normalised units.
         """
-        atoms = self.concept_decoder.atoms(self.check_concepts(concepts), self.basis.check_grid(shape))
+        index, grid = self.check_concepts(concepts), self.basis.check_grid(shape)
+        atoms = self.concept_decoder.atoms(index, grid, pointwise=pointwise)
         if isinstance(self.decoder_trunk, nn.Identity):
             return atoms
         bias = self.concept_decoder.conv.bias.expand_as(atoms)

@@ -54,7 +54,7 @@ class TrainingConfig(BaseModel):
         Steps per row of the history.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     n_epochs: int = Field(10, ge=1)
     batch_size: int = Field(16, ge=1)
