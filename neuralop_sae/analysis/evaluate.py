@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from ..attach.capture import eval_mode
 from ..codes import ConceptCodes
+from ..layers.basis import SpectralBasis
 from ..metrics import FieldStatistics, energy_quantile_count, usage_entropy
 from ..models.base import SAE
 
@@ -123,7 +125,7 @@ def code_consistency(sae: SAE, coarse: Tensor, fine: Tensor, *, batch_size: int 
     with eval_mode(sae):
         for low, high in zip(coarse.split(batch_size), fine.split(batch_size), strict=True):
             a = sae.encode(low.to(sae.mean.device))
-            b = _restrict(sae.encode(high.to(sae.mean.device)), a.grid)
+            b = restrict(sae.encode(high.to(sae.mean.device)).to_dense(), a.grid, sae.basis)
             x, y = a.to_dense().double(), b.double()
             moments = [torch.ones_like(x), x, y, x * x, y * y, x * y]
             sums += torch.stack([moment.sum() for moment in moments]).cpu()
@@ -138,10 +140,11 @@ def code_consistency(sae: SAE, coarse: Tensor, fine: Tensor, *, batch_size: int 
     }
 
 
-def _restrict(codes: ConceptCodes, grid: tuple[int, ...]) -> Tensor:
-    """Dense codes on a coarser grid, ``(B, p, *grid)``."""
-    ratios = [fine / coarse for fine, coarse in zip(codes.grid, grid, strict=True)]
+def restrict(fine: Tensor, grid: Sequence[int], basis: SpectralBasis) -> Tensor:
+    """A field ``(..., *fine_grid)`` on a coarser grid: read off at the shared points where the fine grid contains the
+    coarse one (whole ratios), resampled otherwise."""
+    ratios = [size / coarse for size, coarse in zip(fine.shape[-len(grid) :], grid, strict=True)]
     if any(ratio != int(ratio) for ratio in ratios):
-        return codes.resample(grid).to_dense()
+        return basis.resample(fine, grid)
     shared: tuple[Any, ...] = (..., *(slice(None, None, int(ratio)) for ratio in ratios))
-    return codes.to_dense()[shared]
+    return fine[shared]
