@@ -29,7 +29,8 @@ from .analysis.report import report
 from .analysis.summaries import codes_of_samples, strongest_concepts
 from .attach.capture import capture, eval_mode
 from .data.darcy import DarcySplit, darcy_flow, load_darcy
-from .layers.sparsity import All, SoftLocalTopK
+from .layers.concept_rules import All
+from .layers.domain_rules import SoftLocalTopK
 from .metrics import pearson
 from .models.fno import SAEFNO
 from .training.trainer import TrainingConfig, TrainingHistory, train

@@ -101,6 +101,12 @@ MEANINGS = {
         False,
         "Correlation of codes between two grids; 1 means that resolution does not matter.",
     ),
+    "activation_consistency": Meaning(
+        _GRIDS,
+        "Activation consistency",
+        False,
+        "The same correlation for the layer itself: where it is below 1, codes cannot reach 1 either.",
+    ),
     "code_relative_l2": Meaning(
         _GRIDS,
         "Code difference",

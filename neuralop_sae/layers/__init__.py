@@ -1,25 +1,12 @@
 """Spectral bases, concept layers and sparsity rules."""
 
 from .basis import SpectralBasis, bases, register_basis
+from .concept_rules import All, BatchTopK, JumpReLU, TopK
 from .concepts import ConceptDecoder, ConceptEncoder, Spectrum
+from .domain_rules import Identity, LocalTopK, Rectify, SoftLocalTopK, SoftThreshold, TopFraction
 from .fourier import FourierBasis
 from .selection import Selection
-from .sparsity import (
-    All,
-    BatchTopK,
-    ConceptRule,
-    DomainRule,
-    Identity,
-    JumpReLU,
-    LocalTopK,
-    Rectify,
-    SoftLocalTopK,
-    SoftThreshold,
-    TopFraction,
-    TopK,
-    register_concept_rule,
-    register_domain_rule,
-)
+from .sparsity import ConceptRule, DomainRule, register_concept_rule, register_domain_rule
 from .spectral_convolution import FourierConv
 
 __all__ = [

@@ -14,8 +14,9 @@ from torch import Tensor
 from neuralop_sae.analysis import figures, summaries
 from neuralop_sae.analysis.drawing import ColorScale, contour_levels, plane
 from neuralop_sae.codes import ConceptCodes
+from neuralop_sae.layers.concept_rules import TopK
+from neuralop_sae.layers.domain_rules import Rectify
 from neuralop_sae.layers.fourier import FourierBasis
-from neuralop_sae.layers.sparsity import Rectify, TopK
 from neuralop_sae.models import SAEFNO
 
 

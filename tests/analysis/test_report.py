@@ -21,7 +21,8 @@ from neuralop_sae.analysis.figures import field_image
 from neuralop_sae.analysis.glossary import metric_groups
 from neuralop_sae.analysis.page import data_uri, number, percent
 from neuralop_sae.analysis.report import report
-from neuralop_sae.layers.sparsity import LocalTopK, TopK
+from neuralop_sae.layers.concept_rules import TopK
+from neuralop_sae.layers.domain_rules import LocalTopK
 from neuralop_sae.models import SAEFNO
 
 CHROMIUM = next(
