@@ -211,7 +211,11 @@ def train_operator(
     trainer = Trainer(model=model, n_epochs=config.operator_epochs, device=device, data_processor=processor, verbose=False)
     n_steps = len(loader) * config.operator_epochs
     with warnings.catch_warnings(), tqdm(total=n_steps, desc="operator", unit="step", disable=not progress) as bar:
-        optimizer.register_step_post_hook(lambda *_: bar.update() and None)
+
+        def advance(*_: Any) -> None:
+            bar.update()
+
+        optimizer.register_step_post_hook(advance)
         # The Trainer hands the whole batch to the model, and FNO warns of the target in it.
         warnings.filterwarnings("ignore", message=r"FNO.forward\(\) received unexpected keyword")
         trainer.train(loader, {}, optimizer, scheduler, training_loss=_relative_l2)
