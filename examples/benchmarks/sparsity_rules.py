@@ -22,7 +22,7 @@ import neuralop_sae as ns
 from neuralop_sae.quickstart import QuickstartConfig, darcy_problem, train_operator
 
 SITE = "fno_blocks.2"
-POINTWISE_RATES = (3e-3, 1e-2, 3e-2)
+POINTWISE_RATES = (3e-2, 6e-2, 1e-1)
 
 
 def rows(p: int, k: int) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
