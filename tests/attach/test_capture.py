@@ -279,6 +279,8 @@ def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     assert "2/2" in capsys.readouterr().err
 
 
+# Dynamo warns of its own about what it finds in neuralop's contractions.
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_compiled_model() -> None:
     # The whole graph is compiled and run before the hook comes: Dynamo does not guard on hooks.
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.GELU()).eval()

@@ -377,6 +377,8 @@ def test_bad_arguments() -> None:
         model(x)
 
 
+# Dynamo warns of its own about what it finds in neuralop's contractions.
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_compiled_model_is_spliced() -> None:
     model = nn.Sequential(nn.Conv2d(1, 8, 1), nn.GELU()).eval()
     x = torch.randn(2, 1, 4, 4)
@@ -388,6 +390,8 @@ def test_compiled_model_is_spliced() -> None:
     assert torch.equal(compiled(x), model(x))
 
 
+# Dynamo warns of its own about what it finds in neuralop's contractions.
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_compiled_fno_is_spliced() -> None:
     model, sae, x = make_fno(), LinearSAE(), torch.randn(2, 1, 8, 8)
     with splice(model, "fno_blocks.1", sae, steer(range(P), 2.0)):
