@@ -329,7 +329,7 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     # safetensors notices a wrong length but not a flipped bit.
     crc = 0
     for key in sorted(tensors):
-        crc = zlib.crc32(tensors[key].numpy(), crc)
+        crc = zlib.crc32(tensors[key].numpy().tobytes(), crc)
     return torch.tensor(crc, dtype=torch.int64)
 
 
