@@ -57,9 +57,13 @@ class ConceptCodes:
         weighted = self.values * self.basis.quadrature(self.grid, like=self.values).sqrt()
         return torch.linalg.vector_norm(weighted.flatten(1), dim=1)
 
+    def expressed(self) -> Tensor:
+        """Boolean ``(n,)``: rows whose code is not zero everywhere. A row may be, competed away or gated."""
+        return self.values.detach().flatten(1).any(1)
+
     def l0(self) -> Tensor:
         """Concepts on per sample (their code is not zero everywhere), mean over the samples, ``()``."""
-        return self.values.detach().flatten(1).any(1).sum() / self.n_samples
+        return self.expressed().sum() / self.n_samples
 
     def l0_local(self) -> Tensor:
         """Concepts expressed per point (their code is not zero there), mean over the domain by quadrature and over the

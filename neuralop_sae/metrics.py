@@ -25,7 +25,6 @@ class FieldStatistics:
         self._n = 0
         self._error = self._square = self._written = 0.0
         self._sum: Tensor | float = 0.0
-        self._channel_square: Tensor | float = 0.0
 
     def update(self, x: Tensor, reconstruction: Tensor, quadrature: Tensor | None = None) -> None:
         """Add a batch: fields ``(B, channels, *grid)`` and their reconstructions."""

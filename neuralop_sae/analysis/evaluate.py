@@ -84,8 +84,7 @@ class ConceptUse:
 
     def update(self, codes: ConceptCodes) -> None:
         """Add the codes of a batch."""
-        expressed = codes.values.flatten(1).any(1)
-        self._on += torch.bincount(codes.concept[expressed].cpu(), minlength=codes.n_concepts)
+        self._on += torch.bincount(codes.concept[codes.expressed()].cpu(), minlength=codes.n_concepts)
         energy = codes.norms().double().square().cpu() * self._kernel_square[codes.concept.cpu()]
         self.energy.index_add_(0, codes.concept.cpu(), energy)
         self.l0 += float(codes.l0()) * codes.n_samples

@@ -156,7 +156,7 @@ class Page:
         return facts
 
     def _spectra(self, concepts: Sequence[int]) -> AtomSpectra:
-        basis = getattr(self.sae, "basis", None)
+        basis = self.sae.basis
         return atom_spectra(self.sae, concepts, None if isinstance(basis, FourierBasis) else self.grid)
 
     @cached_property
@@ -202,7 +202,7 @@ class Page:
         rests = (
             leading_components(self.sae, self.shown, self.grid, pointwise=False)[0] if has_pointwise_part(self.sae) else None
         )
-        shape = None if isinstance(getattr(self.sae, "basis", None), FourierBasis) else self.grid
+        shape = None if isinstance(self.sae.basis, FourierBasis) else self.grid
         for position, (concept, atom, share) in enumerate(zip(self.shown, atoms, held.tolist(), strict=True)):
             peak = float(atom.abs().max()) or 1.0
             spectrum = figures.spectra_figure(self.sae, [concept], shape)
@@ -267,7 +267,7 @@ class Page:
             yield "territory", "Who writes where", _TERRITORY, figure
         figure = figures.usage_figure(self.summary.frequency, self.summary.share)
         yield "usage", "How the dictionary is used", _USAGE, figure
-        if len(self.shown) > 1 and isinstance(getattr(self.sae, "basis", None), FourierBasis):
+        if len(self.shown) > 1 and isinstance(self.sae.basis, FourierBasis):
             yield (
                 "spectra",
                 "What concepts do to scales",

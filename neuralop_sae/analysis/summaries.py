@@ -80,7 +80,7 @@ def leading_components(
         positive, and the share of the atom's energy that each holds, ``(n,)``.
     """
     atoms = sae.atoms(concepts, shape, **part).detach().cpu().double()
-    basis = getattr(sae, "basis", None) or FourierBasis(tuple(shape))
+    basis = sae.basis
     weighted = (atoms * basis.quadrature(shape, like=atoms)).flatten(2)
     energies, directions = torch.linalg.eigh(weighted @ atoms.flatten(2).transpose(1, 2))
     maps = torch.einsum("nm,nmp->np", directions[..., -1], atoms.flatten(2))
@@ -131,13 +131,13 @@ def atom_spectra(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[int
         Grid on which the atoms are evaluated. By default the smallest that holds all modes of a Fourier
         model; a model without a Fourier basis needs it.
     """
-    own = getattr(sae, "basis", None)
+    own = sae.basis
     if shape is None:
         if not isinstance(own, FourierBasis):
             raise ValueError(f"{type(sae).__name__} has no Fourier modes: pass shape=, a grid for its atoms")
         shape = [2 * (n // 2) + 1 for n in own.n_modes]
     basis = own
-    if basis is None or isinstance(basis, FourierBasis):
+    if isinstance(basis, FourierBasis):
         basis = FourierBasis([2 * ((n - 1) // 2) + 1 for n in shape])
     written = sae.atoms(concepts, shape).detach().cpu().double()
     own = own or basis

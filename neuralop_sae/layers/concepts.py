@@ -173,7 +173,8 @@ class ConceptEncoder(_ConceptLayer):
         shape = (*spectral.shape[:2], *basis.mode_shape)
         spectral = spectral.reshape(shape)
         bias = self.conv.bias[concepts].flatten()
-        spectral = spectral + bias.view(-1, *(1,) * basis.n_dim) * self._constant(grid, spectral)
+        constant = self._constant(grid, spectral)
+        spectral = spectral + bias.view(-1, *(1,) * basis.n_dim) * constant
         partner = basis.gram(spectral, grid)
         offset = spectral.new_zeros(()).real
         mean_field = spectral
@@ -186,7 +187,6 @@ class ConceptEncoder(_ConceptLayer):
             offset = torch.einsum("bpm,pm->bp", skip @ covariance, skip)
         weights = basis.weights(grid, like=offset)
         mean_square = (weights * (spectral.conj() * partner).real).flatten(2).sum(-1) + offset
-        constant = self._constant(grid, spectral)
         mean = (weights * (constant.conj() * mean_field).real).flatten(2).sum(-1)
         return mean, mean_square
 

@@ -26,8 +26,7 @@ class DeadConcepts:
     def update(self, codes: ConceptCodes) -> None:
         """Take note of a batch."""
         self.fields_since_on += codes.n_samples
-        expressed = codes.values.detach().flatten(1).any(1)
-        self.fields_since_on[codes.concept[expressed]] = 0
+        self.fields_since_on[codes.concept[codes.expressed()]] = 0
 
     def mask(self) -> Tensor:
         """Boolean ``(n_concepts,)``: the dead."""
