@@ -29,7 +29,7 @@ from .layers import (
     register_concept_rule,
     register_domain_rule,
 )
-from .models import SAE, SAEFNO, SAEOutput, SAEPointwise, load
+from .models import SAE, SAEFNO, SAETFNO, SAEOutput, SAEPointwise, load
 from .training.trainer import TrainingConfig, TrainingHistory, train
 
 __version__ = "0.1.0"
@@ -37,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SAE",
     "SAEFNO",
+    "SAETFNO",
     "All",
     "BatchTopK",
     "ConceptCodes",

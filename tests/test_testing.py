@@ -22,7 +22,8 @@ from neuralop_sae.layers import (
     TopK,
     bases,
 )
-from neuralop_sae.layers.concepts import Energies
+from neuralop_sae.layers.basis import Pairing
+from neuralop_sae.layers.moments import Energies
 from neuralop_sae.layers.sparsity import concept_rules, domain_rules
 from neuralop_sae.models import SAEFNO
 from neuralop_sae.testing import assert_equal, check_basis, check_concept_layer, check_model, check_rule, relative_error
@@ -48,8 +49,10 @@ class Orthonormal(FourierBasis):
 
 
 class NaiveGram(FourierBasis):
-    def gram(self, coefficients: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        return coefficients * (self.weights(shape, like=coefficients.real) > 0)
+    def pairing(self, shape: Sequence[int] | None = None, *, like: Tensor) -> Pairing:
+        _, mirrored, partner = super().pairing(shape, like=like)
+        held = (self.weights(shape, like=like) > 0).to(like.dtype)
+        return Pairing(held.flatten(), torch.zeros_like(mirrored), partner)
 
 
 class NaiveWeights(FourierBasis):
@@ -232,13 +235,19 @@ class NoBias(ConceptEncoder):
 
 
 class TransposedRows(ConceptDecoder):
-    def rows(self, concepts: Any) -> Tensor:
-        return super().rows(concepts).conj()
+    """Writes the adjoint of its kernels."""
+
+    @property
+    def kernels(self) -> Any:
+        kernels = super().kernels
+        write = kernels.write
+        kernels.write = lambda codes, selection: write(codes.conj().resolve_conj(), selection).conj()
+        return kernels
 
 
 class SkiplessNorms(ConceptDecoder):
     def kernel_norms(self) -> Tensor:
-        return self.rows(slice(None)).abs().square().sum((1, 2)).sqrt()
+        return self.kernels.rows(slice(None)).abs().square().sum((1, 2)).sqrt()
 
 
 @pytest.mark.parametrize(
@@ -258,8 +267,8 @@ def test_check_concept_layer_finds(encoder: Any, decoder: Any, message: str) -> 
 class Unselected(SAEFNO, name="test_unselected"):  # type: ignore[call-arg]
     """Turns on what is weakest."""
 
-    def _rank(self, spectrum: Any) -> Any:
-        _, scores = super()._rank(spectrum)
+    def _rank(self, *args: Any) -> Any:
+        _, scores = super()._rank(*args)
         return Selection.from_mask(self.concept_rule.select(1 / scores.clamp_min(1e-9))), scores
 
 

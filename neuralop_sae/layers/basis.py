@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,27 @@ from ..registry import Registry
 
 bases: Registry[type[SpectralBasis]] = Registry("basis")
 register_basis = bases.register
+
+
+class Pairing(NamedTuple):
+    r"""How coefficients of real fields hang together.
+
+    .. math:: (A S c)_\kappa = o_\kappa c_\kappa + m_\kappa \bar c_{\pi(\kappa)}
+
+    An orthonormal basis of real fields has o = 1 and m = 0. Where coefficients are redundant (Fourier: the first column of
+    the half spectrum; spherical harmonics: order zero) both are 1/2. Modes that the grid does not hold have o = m = 0.
+
+    Parameters
+    ----------
+    own, mirrored : Tensor
+        o and m, real ``(K,)`` over the modes in the order of the flattened coefficients.
+    partner : Tensor
+        :math:`\pi`, int64 ``(K,)``; any valid index where m is zero.
+    """
+
+    own: Tensor
+    mirrored: Tensor
+    partner: Tensor
 
 
 class SpectralBasis(ABC):
@@ -25,8 +47,8 @@ class SpectralBasis(ABC):
       For a field in the span this is Parseval, :math:`\|f\|^2 = \sum_\kappa w_\kappa |f_\kappa|^2`.
     - *discretisation invariance*: coefficients of a band-limited field do not depend on the grid.
 
-    Subclasses give :meth:`analysis`, :meth:`synthesis`, :meth:`weights`, :meth:`quadrature`, :meth:`resample` and
-    :meth:`config`; a closed form of :meth:`gram` makes energies cheap.
+    Subclasses give :meth:`analysis`, :meth:`synthesis`, :meth:`weights`, :meth:`pairing`, :meth:`quadrature`,
+    :meth:`resample` and :meth:`config`.
 
     Attributes
     ----------
@@ -67,10 +89,16 @@ class SpectralBasis(ABC):
         """Constructor arguments as plain data."""
 
     @abstractmethod
+    def pairing(self, shape: Sequence[int] | None = None, *, like: Tensor) -> Pairing:
+        """``analysis(synthesis(c))`` on the grid `shape` (None: on the continuum) in closed form, see :class:`Pairing`;
+        real, with the device and real dtype of `like`."""
+
     def gram(self, coefficients: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """``analysis(synthesis(c))`` on the grid `shape` (None: on the continuum) in closed form. The identity for
-        an orthonormal basis of real fields; it differs where coefficients are redundant (Fourier: the first column
-        of the half spectrum)."""
+        """``analysis(synthesis(c))`` on the grid `shape` (None: on the continuum), by :meth:`pairing`."""
+        self.check_modes(coefficients)
+        own, mirrored, partner = self.pairing(shape, like=coefficients.real)
+        flat = coefficients.flatten(-self.n_dim)
+        return (own * flat + mirrored * flat[..., partner].conj()).reshape(coefficients.shape)
 
     def energy(self, coefficients: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         r"""Mean square over the domain of ``synthesis(c)``, without the synthesis: :math:`\sum_\kappa w_\kappa
@@ -92,6 +120,11 @@ class SpectralBasis(ABC):
                 f"a grid of {self.n_dim} positive sizes is needed, got {grid}; n_modes has {self.n_dim} dimensions"
             )
         return grid
+
+    def check_modes(self, coefficients: Tensor) -> None:
+        """ValueError unless the coefficients end in :attr:`mode_shape`."""
+        if tuple(coefficients.shape[-self.n_dim :]) != self.mode_shape:
+            raise ValueError(f"coefficients must end in the mode shape {self.mode_shape}, got {tuple(coefficients.shape)}")
 
 
 def real_dtype(tensor: Tensor) -> torch.dtype:

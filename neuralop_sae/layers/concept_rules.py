@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .rows import take_rows
+from .selection import Selection
 from .sparsity import ConceptRule, positive_int, register_concept_rule
 
 
@@ -63,6 +65,17 @@ class TopK(ConceptRule):
     def candidates(self, estimate: Tensor, bound: Tensor, oversample: int) -> Tensor:
         return _top(estimate, self.k * oversample)
 
+    def choose(self, scores: Tensor) -> Selection:
+        """In training mode always k pairs per sample, those of score zero too."""
+        return self._top_pairs(scores, self.k) if self.training else super().choose(scores)
+
+    def shortlist(self, estimate: Tensor, bound: Tensor, oversample: int) -> Selection:
+        return self._top_pairs(estimate, self.k * oversample)
+
+    def _top_pairs(self, scores: Tensor, k: int) -> Selection:
+        n_concepts = scores.shape[1]
+        return Selection.from_index(scores.topk(min(k, n_concepts), sorted=False).indices, n_concepts)
+
 
 @register_concept_rule("BatchTopK")
 class BatchTopK(TopK):
@@ -101,6 +114,13 @@ class BatchTopK(TopK):
             return mask
         above = scores > self.threshold.to(scores.dtype)
         return torch.where(self.n_batches > 0, above, _top(scores, self.k))
+
+    def choose(self, scores: Tensor) -> Selection:
+        """As many pairs as the batch needs: the number of each sample is counted on the host."""
+        return ConceptRule.choose(self, scores)
+
+    def shortlist(self, estimate: Tensor, bound: Tensor, oversample: int) -> Selection:
+        return ConceptRule.shortlist(self, estimate, bound, oversample)
 
     def _update(self, lowest: Tensor) -> None:
         lowest = torch.where(lowest.isfinite(), lowest, 0).to(self.threshold.dtype)
@@ -170,4 +190,4 @@ class JumpReLU(ConceptRule):
         return self.select(bound)
 
     def gate(self, scores: Tensor, concept: Tensor) -> Tensor:
-        return _Step.apply(scores, self.thresholds[concept], self.bandwidth)
+        return _Step.apply(scores, take_rows(self.thresholds, concept), self.bandwidth)

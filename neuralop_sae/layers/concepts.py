@@ -1,15 +1,13 @@
 """Concept layers: p integral operators between m channels and scalar codes, held by a neuralop SpectralConv.
 
 An encoder maps a field to one scalar code per concept, a decoder writes codes back as fields. Both hold neuralop's own
-layers (``conv``: SpectralConv; ``skip``: the FNO block's pointwise skip) and work on the rows of concepts that are on;
+layers (``conv``: SpectralConv; ``skip``: the FNO block's pointwise skip) and work on the concepts that are on;
 ``dense_forward`` calls the neuralop layers themselves on every concept and is the oracle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from neuralop.layers.skip_connections import skip_connection
@@ -17,41 +15,17 @@ from neuralop.layers.spectral_convolution import SpectralConv
 from torch import Tensor, nn
 
 from .basis import SpectralBasis
-from .factorized import concept_rows, copy_adjoint_, mode_major_, scale_rows_
+from .factorized import MixedKernels
 from .fourier import FourierBasis
+from .kernels import Kernels, kernels_of
+from .moments import Energies, EnergyForm, Spectrum, energies, impulse, kernel_norms
+from .ranks import decoder_rank, dictionary_rank
+from .rows import take_rows
 from .selection import Selection
-
-_CHUNK_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """A field ``(B, m, *grid)`` beside its coefficients, mode-major ``(B, K, m)`` with K = prod(mode_shape)."""
-
-    field: Tensor
-    coefficients: Tensor
-
-    @classmethod
-    def of(cls, field: Tensor, basis: SpectralBasis) -> Spectrum:
-        """Analyse a field."""
-        coefficients = basis.analysis(field).flatten(2).transpose(1, 2).contiguous()
-        return cls(field, coefficients)
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Grid of the field."""
-        return tuple(self.field.shape[2:])
-
-
-class Energies(NamedTuple):
-    """Per sample and concept ``(B, p)``: the mean over the domain and the mean square of a pre-code."""
-
-    mean: Tensor
-    mean_square: Tensor
 
 
 class _ConceptLayer(nn.Module):
-    """What encoder and decoder share: the neuralop layers and their rows."""
+    """What encoder and decoder share: the neuralop layers, seen concept by concept."""
 
     concept_axis: int
 
@@ -70,32 +44,65 @@ class _ConceptLayer(nn.Module):
             raise ValueError(f"unknown skip {skip!r}; known: 'linear' (pointwise, as in an FNO block) or None")
         self.n_modes = tuple(n_modes)
         self.basis: SpectralBasis = FourierBasis(n_modes)
+        channels, concepts = (in_channels, out_channels) if self.concept_axis else (out_channels, in_channels)
         self.conv = SpectralConv(
             in_channels,
             out_channels,
             tuple(n_modes),
             factorization=factorization,
-            rank=rank,
+            rank=self._explicit_rank(factorization, rank, channels, concepts) if factorization else 1.0,
             implementation="factorized",
             fft_norm="forward",
         )
         self.skip = skip_connection(in_channels, out_channels, self.basis.n_dim, skip_type=skip) if skip else None
-        mode_major_(self.conv.weight, axis=self.concept_axis)
+        self.kernels.lay_out_()
+        if isinstance(self.kernels, MixedKernels):
+            self.kernels.reset_((channels * self.kernels.n_modes) ** -0.5)
         if self.skip is not None and self.concept_axis == 0:
             weight = self.skip.conv.weight
             weight.data = weight.data.transpose(0, 1).contiguous().transpose(0, 1)
+        self._forms: dict[tuple[object, ...], EnergyForm] = {}
 
-    def rows(self, concepts: Tensor | slice) -> Tensor:
-        """Spectral kernels of some concepts, ``(n, K, m)`` complex."""
-        return concept_rows(self.conv.weight, concepts, axis=self.concept_axis).flatten(1, -2)
+    def _explicit_rank(
+        self, factorization: str, rank: float | int | Sequence[int], n_channels: int, n_concepts: int
+    ) -> int | tuple[int, ...]:
+        """Ranks in the order of this layer's axes, from those in the encoder's."""
+        if isinstance(rank, Sequence) and self.concept_axis == 0:
+            rank = decoder_rank(factorization, rank, n_concepts)
+        return dictionary_rank(
+            factorization,
+            rank,
+            n_channels=n_channels,
+            n_concepts=n_concepts,
+            mode_shape=self.basis.mode_shape,
+            axis=self.concept_axis,
+        )
+
+    @property
+    def kernels(self) -> Kernels:
+        """The spectral weight, concept by concept."""
+        return kernels_of(self.conv.weight, self.concept_axis)
 
     def skip_rows(self, concepts: Tensor | slice) -> Tensor | None:
         """Pointwise parts of some concepts, ``(n, m)``; None without a skip."""
         if self.skip is None:
             return None
-        weight = self.skip.conv.weight.squeeze(-1)
-        rows = weight if self.concept_axis == 1 else weight.T
-        return rows.index_select(0, concepts) if isinstance(concepts, Tensor) else rows[concepts]
+        return take_rows(self.skip.conv.weight, concepts, 1 - self.concept_axis).squeeze(-1)
+
+    @property
+    def _pointwise(self) -> Tensor | None:
+        """All pointwise parts, ``(p, m)``, without gradient."""
+        skip = self.skip_rows(slice(None))
+        return None if skip is None else skip.detach()
+
+    def _form(self, shape: Sequence[int] | None) -> EnergyForm:
+        like = self.conv.bias
+        key = (None if shape is None else tuple(shape), like.device, like.dtype)
+        if key not in self._forms:
+            # Made in a caller's inference mode, it would break later backward passes.
+            with torch.inference_mode(False):
+                self._forms[key] = EnergyForm(self.basis, shape, like.detach())
+        return self._forms[key]
 
     def dense_forward(self, field: Tensor) -> Tensor:
         """All concepts through the neuralop layers, ``(B, in, *grid)`` -> ``(B, out, *grid)``. Where upstream's transform
@@ -147,76 +154,33 @@ class ConceptEncoder(_ConceptLayer):
         super().__init__(in_channels, n_concepts, n_modes, **kwargs)  # type: ignore[arg-type]
         self.in_channels, self.n_concepts = in_channels, n_concepts
 
-    @torch.no_grad()
     def energies(self, spectrum: Spectrum) -> Energies:
-        r"""Mean and mean square of every pre-code, with no inverse transform.
-
-        With z = S(E x) + P x the mean square is, by the adjoint relation of the basis,
-        :math:`\sum_\kappa w_\kappa \mathrm{Re}\,\overline{(Ex)_\kappa}\,(G E x + 2 P x)_\kappa + P^T C P`, where C is the
-        m x m covariance of the field: frequencies outside the modes enter through C alone. Concepts are taken in
-        chunks, so that memory is bounded.
-        """
-        batch, n_modes, _ = spectrum.coefficients.shape
-        chunk = max(1, _CHUNK_BYTES // (8 * batch * n_modes))
-        covariance = self._covariance(spectrum.field) if self.skip is not None else None
-        parts = [
-            self._chunk_energies(spectrum, covariance, slice(first, first + chunk))
-            for first in range(0, self.n_concepts, chunk)
-        ]
-        mean, mean_square = (torch.cat(part, 1) for part in zip(*parts, strict=True))
-        return Energies(mean, mean_square.clamp_min(0))
-
-    def _chunk_energies(self, spectrum: Spectrum, covariance: Tensor | None, concepts: slice) -> tuple[Tensor, Tensor]:
-        basis, grid = self.basis, spectrum.grid
-        x = spectrum.coefficients.transpose(0, 1)
-        spectral = torch.bmm(x, self.rows(concepts).permute(1, 2, 0)).permute(1, 2, 0)
-        shape = (*spectral.shape[:2], *basis.mode_shape)
-        spectral = spectral.reshape(shape)
-        bias = self.conv.bias[concepts].flatten()
-        constant = self._constant(grid, spectral)
-        spectral = spectral + bias.view(-1, *(1,) * basis.n_dim) * constant
-        partner = basis.gram(spectral, grid)
-        offset = spectral.new_zeros(()).real
-        mean_field = spectral
-        if covariance is not None:
-            skip = self.skip_rows(concepts)
-            assert skip is not None
-            pointwise = torch.matmul(spectrum.coefficients, skip.T.to(x.dtype)).transpose(1, 2).reshape(shape)
-            partner = partner + 2 * pointwise
-            mean_field = spectral + pointwise
-            offset = torch.einsum("bpm,pm->bp", skip @ covariance, skip)
-        weights = basis.weights(grid, like=offset)
-        mean_square = (weights * (spectral.conj() * partner).real).flatten(2).sum(-1) + offset
-        mean = (weights * (constant.conj() * mean_field).real).flatten(2).sum(-1)
-        return mean, mean_square
-
-    def _constant(self, grid: Sequence[int], like: Tensor) -> Tensor:
-        """Coefficients of the constant field one."""
-        return self.basis.analysis(like.real.new_ones(tuple(grid)))
-
-    def _covariance(self, field: Tensor) -> Tensor:
-        weighted = (field * self.basis.quadrature(field.shape[2:], like=field)).flatten(2)
-        return weighted @ field.flatten(2).transpose(1, 2)
+        """Mean and mean square of every pre-code, with no inverse transform; see :mod:`~neuralop_sae.layers.moments`."""
+        form = self._form(spectrum.grid)
+        return energies(self.kernels, self._pointwise, self.conv.bias.detach().flatten(), spectrum, self.basis, form)
 
     @torch.no_grad()
     def copy_adjoint(self, decoder: ConceptDecoder) -> None:
-        """Become the adjoint of a decoder: conjugate transpose per mode and of the pointwise part. A spectral part whose
-        factorised form does not allow it keeps its own weights."""
-        copy_adjoint_(self.conv.weight, decoder.conv.weight)
+        """Become the adjoint of a decoder: conjugate transpose per mode and of the pointwise part."""
+        self.kernels.copy_adjoint_(decoder.kernels)
         if self.skip is not None and decoder.skip is not None:
             self.skip.conv.weight.copy_(decoder.skip.conv.weight.transpose(0, 1))
 
     def gather(self, spectrum: Spectrum, selection: Selection) -> Tensor:
         """Pre-codes of the selected pairs, with gradient, ``(n, *grid)``."""
-        x = spectrum.coefficients.index_select(0, selection.sample)
-        spectral = (self.rows(selection.concept) * x).sum(-1).reshape(len(selection), *self.basis.mode_shape)
-        codes = self.basis.synthesis(spectral, spectrum.grid)
-        codes = codes + self.conv.bias.flatten()[selection.concept].view(-1, *(1,) * self.basis.n_dim)
+        grid = spectrum.grid
+        spectral = self.kernels.respond(spectrum.coefficients, selection)
+        bias = take_rows(self.conv.bias, selection.concept).flatten()
+        form = self._form(grid)
+        constant = spectral.new_zeros(1, spectral.shape[1]).index_copy(1, form.constant_modes, form.constant[None])
+        spectral = spectral + bias[:, None] * constant
+        codes = self.basis.synthesis(spectral.reshape(-1, *self.basis.mode_shape), grid)
         skip = self.skip_rows(selection.concept)
         if skip is None:
             return codes
-        pointwise = torch.bmm(selection.to_slots(skip), spectrum.field.flatten(2))
-        return codes + selection.to_rows(pointwise).reshape(codes.shape)
+        slots = selection.to_slots(codes.flatten(1))
+        slots = torch.baddbmm(slots, selection.to_slots(skip), spectrum.field.flatten(2))
+        return selection.to_rows(slots).reshape(codes.shape)
 
 
 class ConceptDecoder(_ConceptLayer):
@@ -233,15 +197,14 @@ class ConceptDecoder(_ConceptLayer):
         """Sum over the concepts that are on, bias left out: ``(n, *grid)`` -> ``(n_samples, m, *grid)``."""
         grid = tuple(codes.shape[1:])
         coefficients = self.basis.analysis(codes).flatten(1)
-        written = self.rows(selection.concept) * coefficients[..., None]
-        modes = selection.to_slots(written).sum(1).transpose(1, 2)
+        modes = self.kernels.write(coefficients, selection).transpose(1, 2)
         field = self.basis.synthesis(modes.reshape(selection.n_samples, -1, *self.basis.mode_shape), grid)
         skip = self.skip_rows(selection.concept)
         if skip is None:
             return field
         slots = selection.to_slots(codes.flatten(1))
-        pointwise = torch.bmm(selection.to_slots(skip).transpose(1, 2), slots)
-        return field + pointwise.reshape(field.shape)
+        pointwise = torch.baddbmm(field.flatten(2), selection.to_slots(skip).transpose(1, 2), slots)
+        return pointwise.reshape(field.shape)
 
     def forward(self, codes: Tensor, selection: Selection) -> Tensor:
         """:meth:`contract` with the bias."""
@@ -250,58 +213,29 @@ class ConceptDecoder(_ConceptLayer):
     @torch.no_grad()
     def scale_concepts(self, scale: Tensor) -> None:
         """Multiply each concept by a factor, ``scale (p,)``."""
-        scale_rows_(self.conv.weight, scale, axis=self.concept_axis)
+        self.kernels.scale_(scale)
         if self.skip is not None:
             self.skip.conv.weight.mul_(scale[:, None])
 
     @torch.no_grad()
     def scale_spectral(self, norm: float) -> None:
         """Scale each concept's spectral part so that its own impulse response has this L2 norm."""
-        skip, self.skip = self.skip, None
-        try:
-            norms = self.kernel_norms().clamp_min(1e-12)
-        finally:
-            self.skip = skip
-        scale_rows_(self.conv.weight, norm / norms, axis=self.concept_axis)
+        norms = kernel_norms(self.kernels, None, self._form(None)).clamp_min(1e-12)
+        self.kernels.scale_(norm / norms)
 
-    @torch.no_grad()
     def kernel_norms(self) -> Tensor:
-        r"""L2 norm of each concept's atom over all channels, ``(p,)``, without its synthesis.
-
-        :math:`\|d_c\|^2 = \sum_i \sum_\kappa w_\kappa \mathrm{Re}\,\overline{u_\kappa}(G u + 2 V G\delta)_\kappa + |V|^2`
-        with u = W G delta for the unit impulse delta; for a concept with a pointwise part alone it is ``|V_c|``.
-        """
-        n_modes = torch.Size(self.basis.mode_shape).numel()
-        chunk = max(1, _CHUNK_BYTES // (8 * n_modes * self.out_channels))
-        parts = [self._chunk_norms(slice(first, first + chunk)) for first in range(0, self.n_concepts, chunk)]
-        return torch.cat(parts).clamp_min(0).sqrt()
-
-    def _chunk_norms(self, concepts: slice) -> Tensor:
-        basis = self.basis
-        spectral, pointwise = self._responses(concepts)
-        partner = basis.gram(spectral)
-        offset = spectral.real.new_zeros(())
-        skip = self.skip_rows(concepts)
-        if skip is not None:
-            partner = partner + 2 * basis.gram(pointwise)
-            offset = skip.square().sum(-1)
-        weights = basis.weights(like=spectral.real)
-        return (weights * (spectral.conj() * partner).real).flatten(1).sum(-1) + offset
-
-    def _responses(self, concepts: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Coefficients ``(n, m, *mode_shape)`` of what the spectral and the pointwise part write for the unit impulse:
-        all kept modes in phase at the origin, L2 norm one. A field of the basis, it does not depend on a grid."""
-        rows = self.rows(concepts).transpose(1, 2)
-        rows = rows.reshape(*rows.shape[:2], *self.basis.mode_shape)
-        ones = torch.ones(self.basis.mode_shape, dtype=rows.dtype, device=rows.device)
-        impulse = ones / self.basis.energy(ones).sqrt()
-        skip = self.skip_rows(concepts)
-        pointwise = skip.view(*skip.shape, *(1,) * self.basis.n_dim) * impulse if skip is not None else 0 * rows
-        return rows * self.basis.gram(impulse), pointwise
+        """L2 norm of each concept's atom over all channels, ``(p,)``, without its synthesis; for a concept with a
+        pointwise part alone it is ``|V_c|``. See :func:`~neuralop_sae.layers.moments.kernel_norms`."""
+        return kernel_norms(self.kernels, self._pointwise, self._form(None))
 
     def atoms(self, concepts: Tensor, shape: Sequence[int], *, pointwise: bool = True) -> Tensor:
         """What each concept writes for the unit impulse at point ``size // 2`` of each axis, ``(n, m, *shape)``; with or
         without its pointwise part."""
-        spectral, copied = self._responses(concepts)
-        atoms = self.basis.synthesis(spectral + copied if pointwise else spectral, shape)
+        unit = impulse(self._form(None)).reshape(self.basis.mode_shape)
+        rows = self.kernels.rows(concepts).transpose(1, 2)
+        written = rows.reshape(*rows.shape[:2], *self.basis.mode_shape) * self.basis.gram(unit)
+        skip = self.skip_rows(concepts)
+        if skip is not None and pointwise:
+            written = written + skip.view(*skip.shape, *(1,) * self.basis.n_dim) * unit
+        atoms = self.basis.synthesis(written, shape)
         return atoms.roll(tuple(size // 2 for size in shape), tuple(range(2, atoms.ndim)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .rows import take_rows
 from .sparsity import DomainRule, positive_int, register_domain_rule
 
 
@@ -51,7 +52,7 @@ class SoftThreshold(DomainRule):
         self.thresholds = nn.Parameter(torch.full((n_concepts,), self.threshold))
 
     def activate(self, values: Tensor, concept: Tensor, quadrature: Tensor) -> Tensor:
-        thresholds = self.thresholds[concept].clamp_min(0).view(-1, *(1,) * (values.ndim - 1))
+        thresholds = take_rows(self.thresholds, concept).clamp_min(0).view(-1, *(1,) * (values.ndim - 1))
         return torch.relu(values - thresholds)
 
     def estimate(self, mean: Tensor, mean_square: Tensor) -> Tensor:

@@ -6,13 +6,15 @@ transforms here serve odd grids and changes of resolution, and agree with it on 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from .basis import SpectralBasis, real_dtype, register_basis
+from .basis import Pairing, SpectralBasis, real_dtype, register_basis
+
+T = TypeVar("T")
 
 
 @register_basis("fourier")
@@ -52,7 +54,7 @@ class FourierBasis(SpectralBasis):
         self.n_modes = modes
         self.n_dim = len(modes)
         self.mode_shape = (*modes[:-1], modes[-1] // 2 + 1)
-        self._weights: dict[tuple[object, ...], Tensor] = {}
+        self._constants: dict[tuple[object, ...], Any] = {}
 
     def __repr__(self) -> str:
         return f"FourierBasis(n_modes={self.n_modes})"
@@ -100,7 +102,7 @@ class FourierBasis(SpectralBasis):
     def synthesis(self, coefficients: Tensor, shape: Sequence[int]) -> Tensor:
         """See :meth:`SpectralBasis.synthesis`."""
         grid = self.check_grid(shape)
-        self._check_modes(coefficients)
+        self.check_modes(coefficients)
         spectrum = coefficients
         for axis, (low, high) in enumerate(self._held(grid)):
             dim, first = axis - self.n_dim, self.frequencies()[axis][0]
@@ -115,12 +117,15 @@ class FourierBasis(SpectralBasis):
 
     def weights(self, shape: Sequence[int] | None = None, *, like: Tensor) -> Tensor:
         """See :meth:`SpectralBasis.weights`."""
-        key = (None if shape is None else tuple(shape), like.device, real_dtype(like))
-        if key not in self._weights:
+        return self._cached("weights", shape, like, self._make_weights)
+
+    def _cached(self, what: str, shape: Sequence[int] | None, like: Tensor, make: Callable[..., T]) -> T:
+        key = (what, None if shape is None else tuple(shape), like.device, real_dtype(like))
+        if key not in self._constants:
             # Made in a caller's inference mode, it would break later backward passes.
             with torch.inference_mode(False):
-                self._weights[key] = self._make_weights(shape, like)
-        return self._weights[key]
+                self._constants[key] = make(shape, like)
+        return self._constants[key]  # type: ignore[no-any-return]
 
     def _make_weights(self, shape: Sequence[int] | None, like: Tensor) -> Tensor:
         weights = torch.zeros(self.mode_shape, dtype=real_dtype(like), device=like.device)
@@ -137,24 +142,31 @@ class FourierBasis(SpectralBasis):
             return [0]
         return [0, shape[-1] // 2]
 
-    def gram(self, coefficients: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """See :meth:`SpectralBasis.gram`: in self-paired columns ``(c(k) + conj c(-k)) / 2``, an absent partner
+    def pairing(self, shape: Sequence[int] | None = None, *, like: Tensor) -> Pairing:
+        """See :meth:`SpectralBasis.pairing`: in self-paired columns ``(c(k) + conj c(-k)) / 2``, an absent partner
         counting as zero; elsewhere the identity; zero where the grid does not hold the mode."""
-        self._check_modes(coefficients)
-        held = self.weights(shape, like=coefficients.real) > 0
-        out = coefficients * held
+        return self._cached("pairing", shape, like, self._make_pairing)
+
+    def _make_pairing(self, shape: Sequence[int] | None, like: Tensor) -> Pairing:
+        held = self._make_weights(shape, like) > 0
+        own = held.to(real_dtype(like))
+        mirrored = torch.zeros_like(own)
+        partner = torch.arange(own.numel(), device=like.device).reshape(own.shape)
         for column in self._self_paired_columns(shape):
-            partner = out[..., column].conj()
+            index = partner[..., column]
+            present = held[..., column]
             for axis in range(self.n_dim - 1):
-                dim, kept = axis - (self.n_dim - 1), self.frequencies()[axis]
+                kept = self.frequencies()[axis]
                 nyquist = None if shape is None or shape[axis] % 2 else -(shape[axis] // 2)
                 mirror = [k if k == nyquist else -k for k in kept]
-                index = torch.tensor([m - kept[0] if m in kept else 0 for m in mirror], device=out.device)
-                present = torch.tensor([m in kept for m in mirror], device=out.device)
-                partner = partner.index_select(dim, index)
-                partner = partner * present.view(-1, *(1,) * (-dim - 1))
-            out = torch.cat([out[..., :column], ((out[..., column] + partner) / 2)[..., None], out[..., column + 1 :]], -1)
-        return out * held
+                place = torch.tensor([k - kept[0] if k in kept else 0 for k in mirror], device=like.device)
+                exists = torch.tensor([k in kept for k in mirror], device=like.device)
+                index = index.index_select(axis, place)
+                present = present.index_select(axis, place) & exists.view(-1, *(1,) * (self.n_dim - 2 - axis))
+            own[..., column] /= 2
+            mirrored[..., column] = 0.5 * (present & held[..., column])
+            partner[..., column] = index
+        return Pairing(own.flatten(), mirrored.flatten(), partner.flatten())
 
     def quadrature(self, shape: Sequence[int], *, like: Tensor) -> Tensor:
         """See :meth:`SpectralBasis.quadrature`: the same weight at every point."""
@@ -172,7 +184,3 @@ class FourierBasis(SpectralBasis):
         resolved = [2 * ((min(a, b) - 1) // 2) + 1 for a, b in zip(old, grid, strict=True)]
         band = FourierBasis(resolved)
         return band.synthesis(band.analysis(field), grid)
-
-    def _check_modes(self, coefficients: Tensor) -> None:
-        if tuple(coefficients.shape[-self.n_dim :]) != self.mode_shape:
-            raise ValueError(f"coefficients must end in the mode shape {self.mode_shape}, got {tuple(coefficients.shape)}")

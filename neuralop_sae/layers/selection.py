@@ -22,12 +22,22 @@ class Selection:
         Indices ``(n,)`` of dtype int64.
     n_samples, n_concepts : int
         Sizes of the two index ranges.
+    every : int, optional
+        Number of pairs of each sample, where all have the same.
     """
 
     sample: Tensor
     concept: Tensor
     n_samples: int
     n_concepts: int
+    every: int | None = None
+
+    @classmethod
+    def from_index(cls, index: Tensor, n_concepts: int) -> Selection:
+        """The same number of concepts in each sample, ``index (n_samples, k)``; nothing waits for the device."""
+        n_samples, k = index.shape
+        sample = torch.arange(n_samples, device=index.device).repeat_interleave(k)
+        return cls(sample, index.sort(1).values.flatten(), n_samples, n_concepts, k)
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Selection:
@@ -46,6 +56,8 @@ class Selection:
 
     @cached_property
     def _layout(self) -> tuple[Tensor, int]:
+        if self.every is not None:
+            return torch.arange(len(self), device=self.sample.device), self.every
         counts = torch.bincount(self.sample, minlength=self.n_samples)
         first = counts.cumsum(0) - counts
         slot = torch.arange(len(self), device=self.sample.device) - first[self.sample]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import Registry
+from .selection import Selection
 
 
 class Rule(nn.Module, ABC):
@@ -55,6 +56,15 @@ class ConceptRule(Rule):
     @abstractmethod
     def candidates(self, estimate: Tensor, bound: Tensor, oversample: int) -> Tensor:
         """Boolean ``(B, p)``: concepts worth an exact score, from an estimate of the score and an upper bound."""
+
+    def choose(self, scores: Tensor) -> Selection:
+        """:meth:`select` as pairs. A rule may give pairs of score zero as well, in training mode, if that spares it from
+        waiting for the device; their codes are zero."""
+        return Selection.from_mask(self.select(scores))
+
+    def shortlist(self, estimate: Tensor, bound: Tensor, oversample: int) -> Selection:
+        """:meth:`candidates` as pairs, as in :meth:`choose`."""
+        return Selection.from_mask(self.candidates(estimate, bound, oversample))
 
     def gate(self, scores: Tensor, concept: Tensor) -> Tensor | None:
         """A factor ``(n,)`` on each selected code, through which a threshold learns; None for no gate."""

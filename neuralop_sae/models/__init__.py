@@ -2,6 +2,6 @@
 
 from .base import SAE, SAEOutput, load, saes
 from .baselines import SAEPointwise
-from .fno import SAEFNO
+from .fno import SAEFNO, SAETFNO
 
-__all__ = ["SAE", "SAEFNO", "SAEOutput", "SAEPointwise", "load", "saes"]
+__all__ = ["SAE", "SAEFNO", "SAETFNO", "SAEOutput", "SAEPointwise", "load", "saes"]

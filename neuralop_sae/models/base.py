@@ -39,12 +39,15 @@ class SAEOutput:
         that were no candidates. Without gradient.
     gates : Tensor or None
         ``(n,)``: factors on the codes through which a threshold learns (JumpReLU).
+    dead_reconstruction : Tensor or None
+        ``(B, channels, *grid)``: what dead concepts would write for the input, mean left out, where it was asked for.
     """
 
     reconstruction: Tensor
     codes: ConceptCodes
     scores: Tensor
     gates: Tensor | None = None
+    dead_reconstruction: Tensor | None = None
 
 
 def full_precision(method: F) -> F:
@@ -62,7 +65,7 @@ class SAE(nn.Module, ABC):
     """Base of all sparse autoencoders on fields.
 
     Subclasses give :attr:`basis`, :meth:`encode`, :meth:`decode`, :meth:`forward`, :meth:`dense_forward`, :meth:`atoms`,
-    :meth:`kernel_norms`, :meth:`initialize_from` and :meth:`dead_reconstruction`; keep each constructor argument as an
+    :meth:`kernel_norms` and :meth:`initialize_from`; keep each constructor argument as an
     attribute of the same name; and register themselves in ``saes``.
 
     Attributes
@@ -102,8 +105,19 @@ class SAE(nn.Module, ABC):
         """The field ``(B, channels, *output_shape)`` that codes stand for; on the code grid by default."""
 
     @abstractmethod
-    def forward(self, x: Tensor) -> SAEOutput:
-        """Encode and decode a field ``(B, channels, *grid)``."""
+    def forward(self, x: Tensor, *, dead: Tensor | None = None, dead_k: int = 16) -> SAEOutput:
+        """Encode and decode a field ``(B, channels, *grid)``.
+
+        Parameters
+        ----------
+        x : Tensor
+            The field.
+        dead : Tensor, optional
+            Boolean ``(n_concepts,)``. If given, the output tells what the `dead_k` strongest of these concepts of each
+            sample would write, for the auxiliary loss.
+        dead_k : int
+            How many of them.
+        """
 
     @abstractmethod
     def dense_forward(self, x: Tensor) -> SAEOutput:
@@ -120,11 +134,6 @@ class SAE(nn.Module, ABC):
     @abstractmethod
     def initialize_from(self, x: Tensor, generator: torch.Generator | None = None) -> None:
         """Start the dictionary from activations ``(N, channels, *grid)``."""
-
-    @abstractmethod
-    def dead_reconstruction(self, x: Tensor, dead: Tensor, k: int) -> Tensor | None:
-        """What the k strongest of the ``dead (n_concepts,)`` concepts of each sample would write for `x`, mean left out;
-        None if there are none. For the auxiliary loss."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -58,10 +58,12 @@ class SAEPointwise(SAE, BaseModel, name="SAEPointwise"):  # type: ignore[call-ar
         return self._basis
 
     @full_precision
-    def forward(self, x: Tensor) -> SAEOutput:
-        """Encode and decode a field ``(B, channels, *grid)``."""
-        values = self._sparse(self._pre_codes(x))
-        return SAEOutput(self._write(values), self._codes(values), self._scores(values))
+    def forward(self, x: Tensor, *, dead: Tensor | None = None, dead_k: int = 16) -> SAEOutput:
+        """See :meth:`SAE.forward`; of the dead, the strongest at each point."""
+        pre_codes = self._pre_codes(x)
+        values = self._sparse(pre_codes)
+        revived = None if dead is None else self._revive(pre_codes, dead, dead_k)
+        return SAEOutput(self._write(values), self._codes(values), self._scores(values), dead_reconstruction=revived)
 
     def dense_forward(self, x: Tensor) -> SAEOutput:
         """The same as :meth:`forward`, which is dense already."""
@@ -119,12 +121,8 @@ class SAEPointwise(SAE, BaseModel, name="SAEPointwise"):  # type: ignore[call-ar
         self.decoder_weight.copy_(directions(points, self.n_concepts, generator))
         self.encoder_weight.copy_(self.decoder_weight)
 
-    @full_precision
-    def dead_reconstruction(self, x: Tensor, dead: Tensor, k: int) -> Tensor | None:
-        """See :meth:`SAE.dead_reconstruction`; the strongest of the dead at each point."""
-        n_dead = int(dead.sum())
-        if not n_dead:
-            return None
-        values, index = nn.functional.leaky_relu(self._pre_codes(x)[:, dead], 0.01).topk(min(k, n_dead), dim=1)
-        kept = values.new_zeros(len(x), n_dead, *x.shape[2:]).scatter(1, index, values)
-        return torch.einsum("bc...,ci->bi...", kept, self.decoder_weight[dead]) * self.scale
+    def _revive(self, pre_codes: Tensor, dead: Tensor, k: int) -> Tensor:
+        masked = torch.where(self._per_channel(dead), nn.functional.leaky_relu(pre_codes, 0.01), -torch.inf)
+        values, index = masked.topk(min(k, self.n_concepts), dim=1)
+        kept = torch.zeros_like(pre_codes).scatter(1, index, torch.where(values.isfinite(), values, 0.0))
+        return torch.einsum("bc...,ci->bi...", kept, self.decoder_weight) * self.scale

@@ -134,3 +134,69 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
         if kind == "linear":
             return nn.Identity()
         return FNOBlocks(self.in_channels, self.in_channels, self.n_modes, n_layers=1, conv_module=FourierConv)
+
+
+@saes.register("SAETFNO")
+class SAETFNO(SAEFNO, name="SAETFNO"):  # type: ignore[call-arg]  # mypy misses the base
+    r"""SAE-FNO with a factorised dictionary, for very many concepts (10^4 to 10^6).
+
+    The spectral kernels are r *templates* that every concept mixes with a vector of its own, :math:`W_c = \sum_r U_{cr}
+    F_r`. Energies, gathers, kernel norms and reconstructions come from the factors; nothing of the size of the dense
+    dictionary is formed.
+
+    Parameters
+    ----------
+    in_channels, n_concepts, n_modes
+        As in :class:`SAEFNO`.
+    concept_rule : ConceptRule, dict or str
+        Which concepts are on in a sample; 16 per sample by default. ``All`` would make a map per concept.
+    factorization : {"tucker", "cp", "tt"}
+        Form of the weights.
+    rank : float, int or sequence of int
+        A share of the dense weight's parameters, spent on the concept axis while channels and modes stay full; or ranks,
+        in the encoder's order of axes (channels, concepts, *modes). See
+        :func:`neuralop_sae.layers.ranks.dictionary_rank`.
+    **kwargs
+        As in :class:`SAEFNO`.
+
+    Examples
+    --------
+    >>> sae = SAETFNO(in_channels=8, n_concepts=4096, n_modes=(9, 9), concept_rule=ns.TopK(16), rank=0.02)
+    >>> sae(torch.randn(2, 8, 24, 24)).codes.values.shape
+    torch.Size([32, 24, 24])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        n_concepts: int,
+        n_modes: int | Sequence[int],
+        *,
+        concept_rule: ConceptRule | Mapping[str, Any] | str = "TopK",
+        domain_rule: DomainRule | Mapping[str, Any] | str = "SoftLocalTopK",
+        encoder: str = "linear",
+        decoder: str = "linear",
+        skip: str | None = "linear",
+        code_grid: str | Sequence[int] = "input",
+        selection: str = "two_stage",
+        oversample: int = 3,
+        factorization: str = "tucker",
+        rank: float | int | Sequence[int] = 0.05,
+    ) -> None:
+        if not factorization:
+            raise ValueError("SAETFNO is factorised: factorization='tucker', 'cp' or 'tt'; SAEFNO is the dense one")
+        super().__init__(
+            in_channels,
+            n_concepts,
+            n_modes,
+            concept_rule=concept_rule,
+            domain_rule=domain_rule,
+            encoder=encoder,
+            decoder=decoder,
+            skip=skip,
+            code_grid=code_grid,
+            selection=selection,
+            oversample=oversample,
+            factorization=factorization,
+            rank=rank,
+        )

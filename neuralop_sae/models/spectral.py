@@ -43,19 +43,24 @@ class SpectralSAE(SAE):
     code_grid: tuple[int, ...] | str
 
     @full_precision
-    def forward(self, x: Tensor) -> SAEOutput:
-        """Encode and decode a field ``(B, channels, *grid)``; see :class:`SAEOutput`."""
+    def forward(self, x: Tensor, *, dead: Tensor | None = None, dead_k: int = 16) -> SAEOutput:
+        """See :meth:`SAE.forward`. Dead concepts are ranked by their energy before rectification, and their pre-codes are
+        rectified by a leaky ReLU, so that a wholly negative one still gets a gradient."""
         spectrum = self._analyse(x)
-        selection, scores = self._rank(spectrum)
+        norms = self.kernel_norms()
+        estimate, bound = self._estimates(spectrum, norms)
+        selection, scores = self._rank(spectrum, norms, estimate, bound)
         values, gates = self._express(spectrum, selection, scores)
         codes = self._codes(values, selection)
-        return SAEOutput(self.decode(codes, x.shape[2:]), codes, scores, gates)
+        revived = None if dead is None else self._revive(spectrum, bound, dead, dead_k, x.shape[2:])
+        return SAEOutput(self.decode(codes, x.shape[2:]), codes, scores, gates, revived)
 
     @full_precision
     def encode(self, x: Tensor) -> ConceptCodes:
         """Codes of a field ``(B, channels, *grid)``."""
         spectrum = self._analyse(x)
-        selection, scores = self._rank(spectrum)
+        norms = self.kernel_norms()
+        selection, scores = self._rank(spectrum, norms, *self._estimates(spectrum, norms))
         return self._codes(self._express(spectrum, selection, scores)[0], selection)
 
     @full_precision
@@ -81,27 +86,28 @@ class SpectralSAE(SAE):
         return ConceptCodes(selection.sample, selection.concept, values, selection.n_samples, selection.n_concepts, self.basis)
 
     @torch.no_grad()
-    def _rank(self, spectrum: Spectrum) -> tuple[Selection, Tensor]:
+    def _estimates(self, spectrum: Spectrum, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of all concepts estimated from the moments of their pre-codes, and an upper bound of them, ``(B, p)``."""
+        return self._from_moments(self.concept_encoder.energies(spectrum), norms)
+
+    def _from_moments(self, energies: Energies, norms: Tensor) -> tuple[Tensor, Tensor]:
+        estimate = self.domain_rule.estimate(energies.mean, energies.mean_square)
+        return estimate.sqrt() * norms, energies.mean_square.sqrt() * norms
+
+    @torch.no_grad()
+    def _rank(self, spectrum: Spectrum, norms: Tensor, estimate: Tensor, bound: Tensor) -> tuple[Selection, Tensor]:
         """Which concepts are on, and the scores ``(B, p)`` that decided."""
-        norms = self.concept_decoder.kernel_norms()
+        scores = estimate
         if self.selection == "exact":
             scores = self._all_scores(spectrum, norms)
-        else:
-            scores, bound = self._estimates(self.concept_encoder.energies(spectrum), norms)
-            if self._has_second_stage:
-                mask = self.concept_rule.candidates(scores, bound, self.oversample)
-                scores = self._scores(spectrum, Selection.from_mask(mask), norms)
-        return Selection.from_mask(self.concept_rule.select(scores)), scores
+        elif self._has_second_stage:
+            scores = self._scores(spectrum, self.concept_rule.shortlist(estimate, bound, self.oversample), norms)
+        return self.concept_rule.choose(scores), scores
 
     @property
     def _has_second_stage(self) -> bool:
         """Whether candidates are ranked again by their true code norm: not where energy is exact or all are on."""
         return self.selection == "two_stage" and self.domain_rule.rectifies and not self.concept_rule.takes_all
-
-    def _estimates(self, energies: Energies, norms: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores estimated from the moments of the pre-codes, and an upper bound of them."""
-        estimate = self.domain_rule.estimate(energies.mean, energies.mean_square)
-        return estimate.sqrt() * norms, energies.mean_square.sqrt() * norms
 
     def _scores(self, spectrum: Spectrum, selection: Selection, norms: Tensor) -> Tensor:
         """True scores of the selected pairs, zero elsewhere, ``(B, p)``."""
@@ -134,6 +140,8 @@ class SpectralSAE(SAE):
             quadrature = self.basis.quadrature(spectrum.grid, like=pre_codes)
             self.domain_rule.observe(pre_codes.detach(), selection.concept, quadrature)
         values = self._activate(pre_codes, selection.concept)
+        if selection.every is not None and self.selection == "energy":  # pairs of score zero are there
+            values = values * (scores[selection.sample, selection.concept] > 0).view(-1, *(1,) * self.n_dim)
         gates = self.concept_rule.gate(scores[selection.sample, selection.concept], selection.concept)
         if gates is not None:
             values = values * gates.view(-1, *(1,) * self.n_dim)
@@ -169,7 +177,7 @@ class SpectralSAE(SAE):
         if self.selection == "exact":
             return scores
         mean = (pre_codes * quadrature).flatten(2).sum(-1)
-        estimate, bound = self._estimates(Energies(mean, self.basis.mean_square(pre_codes)), norms)
+        estimate, bound = self._from_moments(Energies(mean, self.basis.mean_square(pre_codes)), norms)
         if not self._has_second_stage:
             return estimate
         return scores * self.concept_rule.candidates(estimate, bound, self.oversample)
@@ -207,22 +215,14 @@ class SpectralSAE(SAE):
         bias = self.concept_decoder.conv.bias.expand_as(atoms)
         return self.decoder_trunk(atoms + bias) - self.decoder_trunk(bias.contiguous())
 
-    @full_precision
-    def dead_reconstruction(self, x: Tensor, dead: Tensor, k: int) -> Tensor | None:
-        """See :meth:`SAE.dead_reconstruction`. Concepts are ranked by their energy before rectification, and their
-        pre-codes are rectified by a leaky ReLU, so that a wholly negative one still gets a gradient."""
-        n_dead = int(dead.sum())
-        if not n_dead:
-            return None
-        spectrum = self._analyse(x)
-        with torch.no_grad():
-            _, bound = self._estimates(self.concept_encoder.energies(spectrum), self.kernel_norms())
-            index = bound.masked_fill(~dead, -1.0).topk(min(k, n_dead), dim=1).indices
-            mask = torch.zeros_like(bound, dtype=torch.bool).scatter(1, index, True)
-        selection = Selection.from_mask(mask)
+    def _revive(self, spectrum: Spectrum, bound: Tensor, dead: Tensor, k: int, grid: Sequence[int]) -> Tensor:
+        """What the strongest dead concepts would write, mean left out."""
+        ranked = torch.where(dead, bound, -1.0).topk(min(k, self.n_concepts), sorted=False)
+        selection = Selection.from_index(ranked.indices, self.n_concepts)
         values = nn.functional.leaky_relu(self.concept_encoder.gather(spectrum, selection), 0.01)
+        values = values * dead[selection.concept].view(-1, *(1,) * self.n_dim)
         written = self.concept_decoder.contract(values, selection)
-        return self.basis.resample(written, x.shape[2:]) * self.scale
+        return self.basis.resample(written, grid) * self.scale
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor, generator: torch.Generator | None = None) -> None:

@@ -22,12 +22,36 @@ class DeadConcepts:
     def __init__(self, n_concepts: int, dead_after: int, device: torch.device | str = "cpu") -> None:
         self.dead_after = dead_after
         self.fields_since_on = torch.zeros(n_concepts, dtype=torch.int64, device=device)
+        self._known = torch.zeros(n_concepts, dtype=torch.bool, device=device)
+        self._any_known = False
 
     def update(self, codes: ConceptCodes) -> None:
         """Take note of a batch."""
-        self.fields_since_on += codes.n_samples
-        self.fields_since_on[codes.concept[codes.expressed()]] = 0
+        on = torch.zeros_like(self.fields_since_on).index_add(0, codes.concept, codes.expressed().to(torch.int64)) > 0
+        self.fields_since_on = torch.where(on, 0, self.fields_since_on + codes.n_samples)
 
     def mask(self) -> Tensor:
         """Boolean ``(n_concepts,)``: the dead."""
         return self.fields_since_on >= self.dead_after
+
+    def refresh(self) -> None:
+        """Bring :attr:`known` up to date; waits for the device."""
+        self._known = self.mask()
+        self._any_known = bool(self._known.any())
+
+    @property
+    def known(self) -> Tensor | None:
+        """The dead as of the last :meth:`refresh`, ``(n_concepts,)``, or None if there were none. Asking does not wait for
+        the device."""
+        return self._known if self._any_known else None
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs."""
+        return {"dead.fields_since_on": self.fields_since_on, "dead.known": self._known}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take up what :meth:`state` gave."""
+        device = self.fields_since_on.device
+        self.fields_since_on = state["dead.fields_since_on"].clone().to(device)
+        self._known = state["dead.known"].clone().to(device)
+        self._any_known = bool(self._known.any())

@@ -16,9 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import checkpoint
+from ..layers.rows import RowGradients
 from ..models.base import SAE, SAEOutput
 from .losses import auxiliary_loss, unexplained_variance
 from .revival import DeadConcepts
+from .row_adam import RowAdam, as_table
 
 CHECKPOINT_NAME = "training.safetensors"
 
@@ -172,6 +174,7 @@ class _Run:
         self.parameters = list(sae.parameters())
         self.views = [_real_view(parameter) for parameter in self.parameters]
         self.optimizer = torch.optim.Adam(self.views, lr=config.learning_rate, fused=True)
+        self.row_optimizer = RowAdam(self.parameters, lr=config.learning_rate)
         self.dead = DeadConcepts(sae.n_concepts, config.dead_after, self.device)
         self.history = TrainingHistory()
         self.step = 0
@@ -200,6 +203,7 @@ class _Run:
                     self.history.seconds += time.perf_counter() - started
                     bar.update()
                     if self.step % self.config.log_every == 0 or self.step == self.n_steps:
+                        self.dead.refresh()
                         bar.set_postfix(self._log(meter))
                         meter = _Meter()
                     if self.step % self.config.check_every == 0 or self.step == self.n_steps:
@@ -225,30 +229,35 @@ class _Run:
 
     def _one_step(self, x: Tensor) -> tuple[Tensor, SAEOutput]:
         config, sae = self.config, self.sae
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * self._rate()
-        out = sae(x)
-        unexplained = unexplained_variance(x, out.reconstruction, sae.scale, out.codes.basis)
-        loss = unexplained
-        self.dead.update(out.codes)
-        if config.auxiliary_weight:
-            written = sae.dead_reconstruction(x, self.dead.mask(), config.auxiliary_k)
-            if written is not None:
+        dead = self.dead.known if config.auxiliary_weight else None
+        with RowGradients() as rows:
+            out = sae(x, dead=dead, dead_k=config.auxiliary_k)
+            unexplained = unexplained_variance(x, out.reconstruction, sae.scale, out.codes.basis)
+            loss = unexplained
+            if out.dead_reconstruction is not None:
                 residual = x - out.reconstruction
-                loss = loss + config.auxiliary_weight * auxiliary_loss(residual, written, out.codes.basis)
-        if config.gate_weight and out.gates is not None:
-            loss = loss + config.gate_weight * out.gates.sum() / len(x)
-        self._update(loss)
+                loss = loss + config.auxiliary_weight * auxiliary_loss(residual, out.dead_reconstruction, out.codes.basis)
+            if config.gate_weight and out.gates is not None:
+                loss = loss + config.gate_weight * out.gates.sum() / len(x)
+            self._update(loss, rows)
+        self.dead.update(out.codes)
         return unexplained.detach(), out
 
-    def _update(self, loss: Tensor) -> None:
+    def _update(self, loss: Tensor, rows: RowGradients) -> None:
+        """One step of Adam; concepts that the batch did not use cost nothing (:class:`RowAdam`)."""
         for parameter in self.parameters:
             parameter.grad = None
         loss.backward()
         for parameter, view in zip(self.parameters, self.views, strict=True):
             view.grad = None if parameter.grad is None else _real_view(parameter.grad, like=parameter)
-        torch.nn.utils.clip_grad_norm_(self.views, self.config.gradient_clip)
+        by_row = list(rows.sums())
+        gradients = [view.grad for view in self.views if view.grad is not None] + [as_table(g.values) for g in by_row]
+        factor = self.config.gradient_clip / torch.nn.utils.get_total_norm(gradients).clamp_min(1e-6)
+        torch._foreach_mul_(gradients, factor.clamp_max(1.0))
+        for group in (*self.optimizer.param_groups, *self.row_optimizer.param_groups):
+            group["lr"] = self.config.learning_rate * self._rate()
         self.optimizer.step()
+        self.row_optimizer.step(rows=by_row)
 
     def _rate(self) -> float:
         config, done = self.config, self.step
@@ -277,18 +286,23 @@ class _Run:
         for number, view in enumerate(self.views):
             for name, value in self.optimizer.state.get(view, {}).items():
                 state[f"optimizer.{number}.{name}"] = value
-        state["dead.fields_since_on"] = self.dead.fields_since_on
+        for number, parameter in enumerate(self.parameters):
+            for name, value in self.row_optimizer.state.get(parameter, {}).items():
+                state[f"row_optimizer.{number}.{name}"] = value
+        state |= self.dead.state()
         return {name: tensor.detach().clone() for name, tensor in state.items()}
 
     def _restore(self, state: dict[str, Tensor]) -> None:
         prefix = "model."
         self.sae.load_state_dict({name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)})
-        for number, view in enumerate(self.views):
-            prefix = f"optimizer.{number}."
-            moments = {name[len(prefix) :]: t.to(view.device) for name, t in state.items() if name.startswith(prefix)}
-            if moments:
-                self.optimizer.state[view] = moments
-        self.dead.fields_since_on.copy_(state["dead.fields_since_on"])
+        for number, (view, parameter) in enumerate(zip(self.views, self.parameters, strict=True)):
+            for kind, moments in (
+                ("optimizer", self.optimizer.state[view]),
+                ("row_optimizer", self.row_optimizer.state[parameter]),
+            ):
+                prefix = f"{kind}.{number}."
+                moments |= {name[len(prefix) :]: t.to(view.device) for name, t in state.items() if name.startswith(prefix)}
+        self.dead.load(state)
 
     def _identity(self) -> str:
         """What a checkpoint must share with a run that resumes it."""

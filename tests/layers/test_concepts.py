@@ -10,7 +10,7 @@ import torch
 from neuralop.layers.spectral_convolution import SpectralConv
 from torch import Tensor
 
-from neuralop_sae.layers import ConceptDecoder, ConceptEncoder, FourierBasis, Selection, Spectrum, concepts
+from neuralop_sae.layers import ConceptDecoder, ConceptEncoder, FourierBasis, Selection, Spectrum, moments
 from neuralop_sae.testing import assert_equal, check_concept_layer
 
 FORMS = [(None, 1.0), ("tucker", 0.5), ("cp", 0.5), ("tt", 0.5)]
@@ -43,7 +43,7 @@ def test_contract_of_factorised_weights(factorization: str, rank: float, skip: s
 
 
 def test_contract_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(concepts, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(moments, "_CHUNK_BYTES", 1)
     check_concept_layer(*layers((4, 5)))
     check_concept_layer(*layers((5,), p=1, factorization="tucker", rank=0.5))
 
@@ -77,7 +77,7 @@ def test_encoder_is_an_integral_operator() -> None:
     """z_c(s) = int k_c(s - t).x(t) dt + P_c.x(s) + b_c as a sum over points, the kernel being the synthesis of its row."""
     encoder, _ = layers((5, 5), m=2, p=3)
     x = torch.randn(1, 2, 6, 7, dtype=torch.float64)
-    rows = encoder.rows(slice(None)).transpose(1, 2).reshape(3, 2, *encoder.basis.mode_shape)
+    rows = encoder.kernels.rows(slice(None)).transpose(1, 2).reshape(3, 2, *encoder.basis.mode_shape)
     kernels = encoder.basis.synthesis(rows, (6, 7))
     spectral = torch.zeros(3, 6, 7, dtype=torch.float64)
     for i in range(6):
@@ -178,9 +178,12 @@ def test_atoms_are_the_same_functions_on_every_even_grid() -> None:
 def test_layout_survives_casts_and_copies() -> None:
     encoder, decoder = layers((4, 5), dtype=torch.float32)
     for layer in (encoder, decoder, copy.deepcopy(encoder), to_dtype(copy.deepcopy(decoder), torch.float64)):
-        assert layer.rows(slice(1, 5)).is_contiguous()
+        assert layer.kernels.rows(slice(1, 5)).is_contiguous()
         assert layer.skip_rows(slice(1, 5)).is_contiguous()
-        shared = layer.rows(slice(1, 5)).untyped_storage().data_ptr() == layer.conv.weight.tensor.untyped_storage().data_ptr()
+        shared = (
+            layer.kernels.rows(slice(1, 5)).untyped_storage().data_ptr()
+            == layer.conv.weight.tensor.untyped_storage().data_ptr()
+        )
         assert shared
     assert encoder.conv.weight.tensor.shape == (3, 7, 4, 3)
     assert decoder.conv.weight.tensor.shape == (7, 3, 4, 3)

@@ -44,3 +44,42 @@ def test_slots_pass_gradients_to_their_rows() -> None:
     assert torch.autograd.gradcheck(selection.to_slots, (rows,))
     slots = torch.randn(3, 3, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(selection.to_rows, (slots,))
+
+
+INDICES = {
+    "unsorted": [[2, 0], [3, 1], [0, 3]],
+    "one each": [[3], [3], [0]],
+    "all": [[3, 1, 0, 2]] * 3,
+    "no concept": [[], [], []],
+    "no sample": [],
+}
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_selection_of_equally_many_concepts_is_that_of_its_mask(name: str) -> None:
+    """The same pairs in the same order, and the same slots, without counting."""
+    k = len(INDICES[name][0]) if INDICES[name] else 2
+    index = torch.tensor(INDICES[name], dtype=torch.int64).reshape(-1, k) if k else torch.zeros(3, 0, dtype=torch.int64)
+    selection = Selection.from_index(index, 4)
+    mask = torch.zeros(len(index), 4, dtype=torch.bool).scatter(1, index, True)
+    counted = Selection.from_mask(mask)
+    assert (selection.every, counted.every) == (k, None)
+    assert (selection.n_samples, selection.n_concepts) == (len(index), 4)
+    assert torch.equal(selection.mask(), mask)
+    assert torch.equal(selection.sample, counted.sample)
+    assert torch.equal(selection.concept, counted.concept)
+    assert len(selection) == len(counted) == index.numel()
+    assert selection.width == k
+    rows = torch.randn(len(selection), 2)
+    slots = selection.to_slots(rows)
+    assert slots.shape == (len(index), k, 2)
+    if len(index):
+        assert torch.equal(slots, counted.to_slots(rows))
+    assert torch.equal(selection.to_rows(slots), rows)
+
+
+def test_slots_of_equally_many_concepts_are_views() -> None:
+    selection = Selection.from_index(torch.tensor(INDICES["unsorted"]), 4)
+    rows = torch.randn(6, 2)
+    assert selection.to_slots(rows).data_ptr() == rows.data_ptr()
+    assert selection.to_rows(selection.to_slots(rows)).data_ptr() == rows.data_ptr()

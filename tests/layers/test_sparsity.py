@@ -128,6 +128,82 @@ def test_batch_topk_in_eval_does_not_depend_on_the_batch() -> None:
     assert "n_batches" in rule.state_dict()
 
 
+def scores_with_zeros(batch: int = 5, p: int = 12) -> Tensor:
+    """Distinct scores, many of them zero: more concepts than k in sample 0, fewer in sample 1, none in sample 2."""
+    scores = torch.rand(batch, p, dtype=torch.float64)
+    scores[1, 1:] = 0
+    scores[2] = 0
+    scores[3, ::2] = 0
+    return scores
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("rule", CONCEPT_RULES, ids=repr)
+def test_pairs_are_those_of_the_masks(rule: ConceptRule, training: bool) -> None:
+    """What :meth:`choose` and :meth:`shortlist` add has score zero; what they leave out, nothing."""
+    rule = concept_rule(rule, 12).double()
+    rule.select(torch.rand(4, 12, dtype=torch.float64))  # a threshold to go by
+    rule.train(training)
+    twin = copy.deepcopy(rule)
+    scores = scores_with_zeros()
+    bound = scores * 1.3
+    for oversample in (1, 2, 5):
+        for name, pairs, mask, by in (
+            ("choose", rule.choose(scores), twin.select(scores), scores),
+            ("shortlist", rule.shortlist(scores, bound, oversample), twin.candidates(scores, bound, oversample), scores),
+        ):
+            found = pairs.mask()
+            assert len(pairs) == int(found.sum()), name  # no pair twice
+            assert found.shape == mask.shape, name
+            assert not (mask & ~found).any(), name
+            assert not by[found & ~mask].any(), name
+            order = pairs.sample * 12 + pairs.concept
+            assert torch.equal(order, order.sort().values), name
+    for state, expected in zip(rule.state_dict().values(), twin.state_dict().values(), strict=True):
+        assert torch.equal(state, expected)  # statistics are taken once, either way
+
+
+@pytest.mark.parametrize("k", [1, 4, 12])
+def test_topk_in_training_keeps_k_pairs_also_of_score_zero(k: int) -> None:
+    rule, scores = concept_rule(TopK(k), 12), scores_with_zeros()
+    pairs = rule.choose(scores)
+    assert pairs.every == k
+    assert pairs.mask().sum(1).tolist() == [k] * 5
+    kept = scores[pairs.sample, pairs.concept].view(5, k).sort(1, descending=True).values
+    assert torch.equal(kept, scores.sort(1, descending=True).values[:, :k])
+    rule.eval()
+    pairs = rule.choose(scores)
+    assert pairs.every is None
+    assert torch.equal(pairs.mask(), rule.select(scores))
+    assert (scores[pairs.sample, pairs.concept] > 0).all()
+
+
+@pytest.mark.parametrize(("k", "oversample", "width"), [(1, 1, 1), (2, 3, 6), (4, 5, 12)])
+def test_topk_shortlists_the_largest_estimates(k: int, oversample: int, width: int) -> None:
+    """Never more than there are concepts; the bound plays no part."""
+    rule, estimate = concept_rule(TopK(k), 12), torch.rand(5, 12)
+    pairs = rule.shortlist(estimate, torch.rand(5, 12), oversample)
+    assert pairs.every == width
+    expected = estimate.argsort(1, descending=True)[:, :width].sort(1).values
+    assert torch.equal(pairs.concept.view(5, width), expected)
+
+
+def test_batch_topk_chooses_as_many_pairs_as_each_sample_needs() -> None:
+    rule = concept_rule(BatchTopK(2), 6)
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0, 0], [0.1, 0.2, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0.5]])
+    pairs = rule.choose(scores)
+    assert pairs.every is None
+    assert pairs.sample.tolist() == [0, 0, 0, 0, 1, 2]
+    assert pairs.concept.tolist() == [0, 1, 2, 3, 1, 5]
+    assert rule.threshold.item() == pytest.approx(0.2)
+    assert rule.n_batches.item() == 1
+    listed = rule.shortlist(scores, scores, 2)
+    assert listed.every is None
+    assert torch.equal(listed.mask(), scores > 0)  # 12 were allowed, 7 are not zero
+    rule.eval()
+    assert torch.equal(rule.choose(scores).mask(), scores > rule.threshold)
+
+
 def test_jumprelu_gate_has_the_rectangular_pseudo_derivative() -> None:
     rule = concept_rule(JumpReLU(0.5, bandwidth=0.2), 4)
     scores = torch.tensor([[0.45, 0.55, 0.39, 0.7]])

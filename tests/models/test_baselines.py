@@ -50,7 +50,7 @@ def test_pointwise_dead_concepts_write_and_learn():
     sae = ns.SAEPointwise(5, 11, k=3)
     dead = torch.zeros(11, dtype=torch.bool)
     x = torch.randn(2, 5, 6, 6)
-    assert sae.dead_reconstruction(x, dead, 4) is None
+    assert sae(x).dead_reconstruction is None
     dead[[1, 4]] = True
-    sae.dead_reconstruction(x, dead, 4).square().sum().backward()
+    sae(x, dead=dead, dead_k=4).dead_reconstruction.square().sum().backward()
     assert (sae.encoder_weight.grad.abs().sum(1) > 0).nonzero()[:, 0].tolist() == [1, 4]

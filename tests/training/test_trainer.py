@@ -47,7 +47,7 @@ def test_normalisation_is_that_of_the_activations():
 
 def test_fused_adam_on_real_views_equals_plain_adam():
     acts = make_activations()
-    ours, plain = make_sae(), make_sae()
+    ours, plain = make_sae(concept_rule="All"), make_sae(concept_rule="All")  # every row in every step
     config = CONFIG.model_copy(update={"n_epochs": 1, "auxiliary_weight": 0.0, "gradient_clip": 1e9, "warmup": 0, "decay": 0})
     train(ours, acts, config, progress=False)
     mean, scale = trainer.channel_statistics(plain, acts, 8)
@@ -164,7 +164,7 @@ def test_dead_concepts_get_a_gradient():
         sae.concept_encoder.conv.bias[5] = -50.0  # wholly negative: never on
     dead = torch.zeros(12, dtype=torch.bool)
     dead[5] = True
-    written = sae.dead_reconstruction(acts, dead, 4)
+    written = sae(acts, dead=dead, dead_k=4).dead_reconstruction
     trainer.auxiliary_loss(acts - acts.mean(), written, sae.basis).backward()
     layer = sae.concept_encoder
     assert layer.conv.weight.tensor.grad[:, 5].abs().max() > 0

@@ -1,0 +1,79 @@
+"""Spectral kernels: the weight of a concept layer, seen concept by concept, whatever form holds it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from tltorch.factorized_tensors.core import FactorizedTensor
+from torch import Tensor
+
+from ..registry import Registry
+from .selection import Selection
+
+forms: Registry[type[Kernels]] = Registry("factorization")
+register_form: Callable[..., Callable[[type[Kernels]], type[Kernels]]] = forms.register
+
+
+class Kernels(ABC):
+    """p kernels of K modes and m channels, logically a complex ``(p, K, m)``, in the weight of a neuralop SpectralConv.
+
+    The object holds no tensors of its own: it is a view of a weight of logical shape (in, out, *modes), where `axis`
+    counts concepts. Subclasses say how a form of weight answers, writes and is scaled without its other kernels.
+
+    Parameters
+    ----------
+    weight : FactorizedTensor
+        Dense, Tucker, CP or TT.
+    axis : {0, 1}
+        The axis that counts concepts: 1 (out) in an encoder, 0 (in) in a decoder.
+
+    Attributes
+    ----------
+    n_concepts, n_modes, n_channels : int
+        p, K and m.
+    """
+
+    def __init__(self, weight: FactorizedTensor, axis: int) -> None:
+        self.weight, self.axis = weight, axis
+        self.n_concepts, self.n_channels = weight.shape[axis], weight.shape[1 - axis]
+        self.mode_shape = tuple(weight.shape[2:])
+        self.n_modes = 1
+        for size in self.mode_shape:
+            self.n_modes *= size
+
+    def lay_out_(self) -> None:  # noqa: B027  # most forms are in order already
+        """Put the memory of the weight into the order of its concepts, whatever the order of its axes. Called once, before
+        anything refers to the weight's tensors."""
+
+    @abstractmethod
+    def rows(self, concepts: Tensor | slice) -> Tensor:
+        """Kernels of some concepts, ``(n, K, m)`` complex, with gradient."""
+
+    @abstractmethod
+    def respond(self, x: Tensor, selection: Selection) -> Tensor:
+        r"""What the selected kernels read, :math:`z_n(\kappa) = \sum_i E_{c_n i}(\kappa)\,x_{s_n i}(\kappa)`, with gradient:
+        coefficients ``x (B, K, m)`` -> ``(n, K)``."""
+
+    @abstractmethod
+    def write(self, codes: Tensor, selection: Selection) -> Tensor:
+        r"""What the selected kernels write, :math:`\hat x_{si}(\kappa) = \sum_{n: s_n = s} W_{c_n i}(\kappa)\,a_n(\kappa)`,
+        with gradient: coefficients ``codes (n, K)`` -> ``(B, K, m)``."""
+
+    @abstractmethod
+    def respond_all(self, x: Tensor, concepts: slice) -> Tensor:
+        """What the kernels of a range of concepts read from every sample, ``x (B, K, m)`` -> ``(K, B, n)``; no gradient."""
+
+    @abstractmethod
+    def scale_(self, scale: Tensor) -> None:
+        """Multiply the kernel of each concept by a factor, ``scale (p,)``, in place."""
+
+    @abstractmethod
+    def copy_adjoint_(self, other: Kernels) -> None:
+        """Become the adjoint of another layer's kernels of the same form (conjugate transpose per mode), in place; the
+        nearest one (least squares) where the form cannot hold it exactly."""
+
+
+def kernels_of(weight: FactorizedTensor, axis: int) -> Kernels:
+    """The kernels in a weight; ValueError for a form that has none."""
+    return forms.get(weight.name.lower().removeprefix("complex"))(weight, axis)

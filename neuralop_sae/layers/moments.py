@@ -1,0 +1,279 @@
+r"""Energies of concepts without an inverse transform.
+
+A field written by modes and by a pointwise part, :math:`S z + \sum_i P_i x_i`, has its mean square in closed form: by the
+adjoint relation of the basis the pointwise part may be moved into the coefficients, :math:`z' = z + \sum_i P_i \tilde x_i`
+with :math:`G\tilde x = A x`, and what is left of it is the m x m covariance of the part of x that the modes do not hold:
+
+.. math:: \|S z + P x\|^2 = \sum_\kappa w_\kappa \mathrm{Re}\,\overline{z'_\kappa} (G z')_\kappa + P^T C' P, \qquad
+          C' = \langle x x^T\rangle - \sum_\kappa w_\kappa \mathrm{Re}\,\overline{\tilde x_\kappa} (A x)_\kappa^T .
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .basis import SpectralBasis
+from .factorized import MixedKernels
+from .kernels import Kernels
+
+_CHUNK_BYTES = 2**22
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """A field ``(B, m, *grid)`` beside its coefficients, mode-major ``(B, K, m)`` with K = prod(mode_shape)."""
+
+    field: Tensor
+    coefficients: Tensor
+
+    @classmethod
+    def of(cls, field: Tensor, basis: SpectralBasis) -> Spectrum:
+        """Analyse a field."""
+        coefficients = basis.analysis(field).flatten(2).transpose(1, 2).contiguous()
+        return cls(field, coefficients)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Grid of the field."""
+        return tuple(self.field.shape[2:])
+
+
+class Energies(NamedTuple):
+    """Per sample and concept ``(B, p)``: the mean over the domain and the mean square of a pre-code."""
+
+    mean: Tensor
+    mean_square: Tensor
+
+
+class EnergyForm:
+    r"""The quadratic form :math:`\sum_\kappa w_\kappa \mathrm{Re}\,\bar c_\kappa (G c)_\kappa` over flattened modes, and the
+    coefficients of the constant field one.
+
+    Parameters
+    ----------
+    basis : SpectralBasis
+        Gives w and G.
+    shape : sequence of int, optional
+        Grid; None: the continuum.
+    like : Tensor
+        Gives dtype and device.
+    """
+
+    def __init__(self, basis: SpectralBasis, shape: Sequence[int] | None, like: Tensor) -> None:
+        weights = basis.weights(shape, like=like).flatten()
+        own, mirrored, partner = basis.pairing(shape, like=like)
+        self.weights, self.own = weights, weights * own
+        self.paired = mirrored.nonzero()[:, 0]
+        self.partner = partner[self.paired]
+        self.mirrored = (weights * mirrored)[self.paired]
+        total = own + mirrored
+        self.inverse = torch.where(total > 0, 1 / total, 0)  # of G, on coefficients of real fields
+        ones = like.new_ones(tuple(shape) if shape is not None else (1,) * basis.n_dim, dtype=self.own.dtype)
+        constant = basis.analysis(ones).flatten()
+        self.constant_modes = (constant.abs() > 1e-6).nonzero()[:, 0]
+        self.constant = constant[self.constant_modes]
+        self.mean_weights = weights[self.constant_modes] * self.constant.conj()
+
+    def of(self, coefficients: Tensor) -> Tensor:
+        """Mean square of what coefficients ``(K, ...)`` stand for, ``(...)``."""
+        shape = coefficients.shape[1:]
+        paired = coefficients[self.paired]
+        mirrored = self.mirrored @ (paired * coefficients[self.partner]).real.flatten(1)
+        squares = torch.view_as_real(coefficients).square_().flatten(1)  # in place: the caller is done with them
+        return ((self.own @ squares).view(-1, 2).sum(1) + mirrored).view(shape)
+
+    def products(self, a: Tensor, b: Tensor) -> Tensor:
+        """Inner products over the domain of what coefficients ``a (..., J, K)`` and ``b (..., L, K)`` stand for,
+        ``(..., J, L)``."""
+        own = _as_real(a * self.own) @ _as_real(b).mT
+        mirrored = _as_real(a[..., self.paired] * self.mirrored) @ _as_real(b[..., self.partner].conj()).mT
+        return own + mirrored
+
+    def mean(self, coefficients: Tensor) -> Tensor:
+        """Mean of what coefficients ``(K, ...)`` stand for, ``(...)``."""
+        kept = coefficients[self.constant_modes]
+        return (self.mean_weights.view(-1, *(1,) * (kept.ndim - 1)) * kept).real.sum(0)
+
+
+def _as_real(coefficients: Tensor) -> Tensor:
+    """``(..., K)`` complex -> ``(..., 2 K)`` real, so that a product of two is the real part of one with a conjugate."""
+    return torch.view_as_real(coefficients.resolve_conj().contiguous()).flatten(-2)
+
+
+@dataclass(frozen=True)
+class _Field:
+    """What the energies of all concepts need of a batch of fields."""
+
+    coefficients: Tensor
+    """``(B, K, m)``: A x."""
+    lifted: Tensor
+    """``(B, K, m)``: the coefficients that stand for the pointwise part, G^-1 A x."""
+    covariance: Tensor
+    """``(B, m, m)``: C', of what the modes do not hold."""
+    mean: Tensor
+    """``(B, m)``: mean of what the modes do not hold."""
+
+    @classmethod
+    def of(cls, spectrum: Spectrum, basis: SpectralBasis, form: EnergyForm) -> _Field:
+        x, quadrature = spectrum.coefficients, basis.quadrature(spectrum.grid, like=spectrum.field)
+        lifted = x * form.inverse[:, None]
+        weighted = (spectrum.field * quadrature).flatten(2)
+        held = form.products(lifted.mT, lifted.mT)
+        covariance = weighted @ spectrum.field.flatten(2).mT - held
+        mean = weighted.sum(-1) - form.mean(lifted.transpose(0, 1))
+        return cls(x, lifted, covariance, mean)
+
+
+@torch.no_grad()
+def energies(
+    kernels: Kernels, skip: Tensor | None, bias: Tensor, spectrum: Spectrum, basis: SpectralBasis, form: EnergyForm
+) -> Energies:
+    """Mean and mean square of every pre-code ``S(E x) + P x + b``, in chunks of concepts, so that memory is bounded.
+
+    Parameters
+    ----------
+    kernels : Kernels
+        E, p concepts.
+    skip : Tensor or None
+        P, ``(p, m)``.
+    bias : Tensor
+        b, ``(p,)``.
+    spectrum : Spectrum
+        x.
+    basis, form
+        The basis, and its energy form on the grid of x.
+    """
+    field = _Field.of(spectrum, basis, form)
+    batch, n_modes, n_channels = field.coefficients.shape
+    if isinstance(kernels, MixedKernels):
+        size = 2 * kernels.rank + (0 if skip is None else n_channels) + 1
+        by_form = 2 * size**2
+        by_modes = n_modes * (8 * kernels.rank + 4 * (0 if skip is None else n_channels) + 8)
+        if by_form < by_modes:
+            return _mixed_energies(kernels, skip, bias, field, form)
+    chunk = max(1, _CHUNK_BYTES // (8 * batch * n_modes))
+    parts = [
+        _chunk_energies(kernels, skip, bias, field, form, slice(first, first + chunk))
+        for first in range(0, kernels.n_concepts, chunk)
+    ]
+    mean, mean_square = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+    return Energies(mean, mean_square.clamp_min_(0))
+
+
+def _chunk_energies(
+    kernels: Kernels, skip: Tensor | None, bias: Tensor, field: _Field, form: EnergyForm, concepts: slice
+) -> tuple[Tensor, Tensor]:
+    z = kernels.respond_all(field.coefficients, concepts)  # (K, B, n)
+    z[form.constant_modes] += form.constant[:, None, None] * bias[concepts]
+    if skip is None:
+        return form.mean(z), form.of(z)
+    pointwise = skip[concepts]
+    pairs = torch.view_as_real(field.lifted).permute(1, 0, 3, 2).flatten(1, 2)  # (K, 2 B, m)
+    lifted = torch.matmul(pairs, pointwise.T).view(*z.shape[:2], 2, -1)
+    torch.view_as_real(z).add_(lifted.transpose(2, 3))
+    mean = form.mean(z) + field.mean @ pointwise.T
+    rest = ((pointwise @ field.covariance) * pointwise).sum(-1)
+    return mean, form.of(z) + rest
+
+
+def _mixed_energies(kernels: MixedKernels, skip: Tensor | None, bias: Tensor, field: _Field, form: EnergyForm) -> Energies:
+    """The energy of a concept as a quadratic form in its own vector (Re U, Im U, P, b), whose matrix is one per sample."""
+    templates = kernels.features(field.coefficients)  # (B, r, K)
+    constant = templates.new_zeros(templates.shape[-1])
+    constant[form.constant_modes] = form.constant
+    parts = [templates, 1j * templates, constant.expand(len(templates), 1, -1)]
+    if skip is not None:
+        parts.insert(2, field.lifted.mT)
+    functions = torch.cat(parts, 1)  # (B, R, K)
+    matrix = form.products(functions, functions)
+    means = form.mean(functions.permute(2, 0, 1))  # (B, R)
+    if skip is not None:
+        inside = slice(2 * kernels.rank, -1)
+        matrix[:, inside, inside] += field.covariance
+        means[:, inside] += field.mean
+    chunk = max(1, _CHUNK_BYTES // (4 * matrix[:, 0].numel()))
+    mean, mean_square = [], []
+    for first in range(0, kernels.n_concepts, chunk):
+        vectors = _vectors(kernels, skip, bias, slice(first, first + chunk))
+        mean.append(means @ vectors.T)
+        mean_square.append(torch.matmul(vectors, matrix).mul_(vectors).sum(-1))
+    return Energies(torch.cat(mean, 1), torch.cat(mean_square, 1).clamp_min_(0))
+
+
+def _vectors(kernels: MixedKernels, skip: Tensor | None, bias: Tensor, concepts: slice) -> Tensor:
+    mixing = kernels.mixing(concepts)
+    parts = [mixing.real, mixing.imag, bias[concepts, None]]
+    if skip is not None:
+        parts.insert(2, skip[concepts])
+    return torch.cat(parts, 1)
+
+
+@torch.no_grad()
+def kernel_norms(kernels: Kernels, skip: Tensor | None, form: EnergyForm) -> Tensor:
+    r"""L2 norm of each concept's atom over all channels, ``(p,)``, without its synthesis.
+
+    :math:`\|d_c\|^2 = \sum_i\sum_\kappa w_\kappa \mathrm{Re}\,\overline{u_\kappa}(G u + 2 V G\delta)_\kappa + |V|^2` with
+    u = W G delta for the unit impulse delta, on the continuum.
+    """
+    norms = _Norms.of(form)
+    if isinstance(kernels, MixedKernels):
+        return norms.mixed(kernels, skip).clamp_min_(0).sqrt_()
+    chunk = max(1, _CHUNK_BYTES // (8 * kernels.n_modes * kernels.n_channels))
+    parts = [norms.chunk(kernels, skip, slice(first, first + chunk)) for first in range(0, kernels.n_concepts, chunk)]
+    return torch.cat(parts).clamp_min_(0).sqrt_()
+
+
+def impulse(form: EnergyForm) -> Tensor:
+    """Coefficients ``(K,)`` of the unit impulse: all kept modes in phase at the origin, L2 norm one."""
+    ones = torch.ones(len(form.own), dtype=form.own.dtype.to_complex(), device=form.own.device)
+    return ones / form.of(ones[:, None].clone()).sqrt()
+
+
+@dataclass(frozen=True)
+class _Norms:
+    """Weights of a squared kernel norm: of ``|W|^2``, of ``Re W(k) W(pi k)`` over the paired modes, and of ``2 V Re W``."""
+
+    own: Tensor
+    mirrored: Tensor
+    cross: Tensor
+    form: EnergyForm
+
+    @classmethod
+    def of(cls, form: EnergyForm) -> _Norms:
+        response = impulse(form).real / form.inverse  # G delta
+        mirrored = form.mirrored * response[form.paired] * response[form.partner]
+        return cls(form.own * response.square(), mirrored, form.weights * response.square(), form)
+
+    def chunk(self, kernels: Kernels, skip: Tensor | None, concepts: slice) -> Tensor:
+        rows = kernels.rows(concepts)
+        pairs = torch.view_as_real(rows.resolve_conj()).flatten(-2)  # (n, K, 2 m)
+        squares = pairs.square().sum(-1) @ self.own
+        paired = (rows[:, self.form.paired] * rows[:, self.form.partner]).sum(-1).real @ self.mirrored
+        if skip is None:
+            return squares + paired
+        pointwise = skip[concepts]
+        copied = (self.cross @ pairs)[:, ::2]
+        return squares + paired + ((2 * copied + pointwise) * pointwise).sum(-1)
+
+    def mixed(self, kernels: MixedKernels, skip: Tensor | None) -> Tensor:
+        """As a quadratic form in each concept's own vector, whose matrix comes from the templates."""
+        templates = kernels.templates()
+        weighted = (templates.conj() * self.own[:, None]).flatten(1)
+        hermitian = weighted @ templates.flatten(1).T
+        mirrored = (templates[:, self.form.paired] * self.mirrored[:, None]).flatten(1)
+        symmetric = mirrored @ templates[:, self.form.partner].flatten(1).T
+        copied = torch.einsum("rkm,k->rm", templates, self.cross.to(templates.dtype))
+        chunk = max(1, _CHUNK_BYTES // (8 * kernels.rank))
+        norms = []
+        for first in range(0, kernels.n_concepts, chunk):
+            concepts = slice(first, first + chunk)
+            mixing = kernels.mixing(concepts)
+            norms.append((((mixing.conj() @ hermitian) + (mixing @ symmetric)) * mixing).sum(-1).real)
+            if skip is not None:
+                norms[-1] += ((2 * (mixing @ copied).real + skip[concepts]) * skip[concepts]).sum(-1)
+        return torch.cat(norms)
