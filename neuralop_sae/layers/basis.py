@@ -109,8 +109,10 @@ class SpectralBasis(ABC):
 
     def mean_square(self, field: Tensor) -> Tensor:
         """Mean square of a field over the domain by quadrature. ``(..., *grid)`` -> ``(...)``."""
-        weighted = field.square() * self.quadrature(field.shape[-self.n_dim :], like=field)
-        return weighted.flatten(-self.n_dim).sum(-1)
+        quadrature = self.quadrature(field.shape[-self.n_dim :], like=field)
+        if quadrature.numel() == 1:  # the same weight everywhere: one pass less over the field
+            return field.square().flatten(-self.n_dim).sum(-1) * quadrature.flatten()
+        return (field.square() * quadrature).flatten(-self.n_dim).sum(-1)
 
     def check_grid(self, shape: Sequence[int]) -> tuple[int, ...]:
         """`shape` as a tuple of ints; ValueError unless it is a grid of this basis's dimension."""

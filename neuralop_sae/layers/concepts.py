@@ -104,6 +104,11 @@ class _ConceptLayer(nn.Module):
                 self._forms[key] = EnergyForm(self.basis, shape, like.detach())
         return self._forms[key]
 
+    def _constant(self, grid: Sequence[int]) -> Tensor:
+        """Coefficients ``(K,)`` of the constant field one, through which a bias costs no pass over the grid."""
+        form = self._form(grid)
+        return form.constant.new_zeros(self.kernels.n_modes).index_copy_(0, form.constant_modes, form.constant)
+
     def dense_forward(self, field: Tensor) -> Tensor:
         """All concepts through the neuralop layers, ``(B, in, *grid)`` -> ``(B, out, *grid)``. Where upstream's transform
         is wrong (odd leading grid sizes, float64) a plain reference takes its place."""
@@ -171,9 +176,7 @@ class ConceptEncoder(_ConceptLayer):
         grid = spectrum.grid
         spectral = self.kernels.respond(spectrum.coefficients, selection)
         bias = take_rows(self.conv.bias, selection.concept).flatten()
-        form = self._form(grid)
-        constant = spectral.new_zeros(1, spectral.shape[1]).index_copy(1, form.constant_modes, form.constant[None])
-        spectral = spectral + bias[:, None] * constant
+        spectral = spectral + bias[:, None] * self._constant(grid)
         codes = self.basis.synthesis(spectral.reshape(-1, *self.basis.mode_shape), grid)
         skip = self.skip_rows(selection.concept)
         if skip is None:
@@ -195,9 +198,18 @@ class ConceptDecoder(_ConceptLayer):
 
     def contract(self, codes: Tensor, selection: Selection) -> Tensor:
         """Sum over the concepts that are on, bias left out: ``(n, *grid)`` -> ``(n_samples, m, *grid)``."""
+        return self._write(codes, selection, with_bias=False)
+
+    def forward(self, codes: Tensor, selection: Selection) -> Tensor:
+        """:meth:`contract` with the bias."""
+        return self._write(codes, selection, with_bias=True)
+
+    def _write(self, codes: Tensor, selection: Selection, *, with_bias: bool) -> Tensor:
         grid = tuple(codes.shape[1:])
         coefficients = self.basis.analysis(codes).flatten(1)
         modes = self.kernels.write(coefficients, selection).transpose(1, 2)
+        if with_bias:
+            modes = modes + self.conv.bias.flatten()[:, None] * self._constant(grid)
         field = self.basis.synthesis(modes.reshape(selection.n_samples, -1, *self.basis.mode_shape), grid)
         skip = self.skip_rows(selection.concept)
         if skip is None:
@@ -205,10 +217,6 @@ class ConceptDecoder(_ConceptLayer):
         slots = selection.to_slots(codes.flatten(1))
         pointwise = torch.baddbmm(field.flatten(2), selection.to_slots(skip).transpose(1, 2), slots)
         return pointwise.reshape(field.shape)
-
-    def forward(self, codes: Tensor, selection: Selection) -> Tensor:
-        """:meth:`contract` with the bias."""
-        return self.contract(codes, selection) + self.conv.bias
 
     @torch.no_grad()
     def scale_concepts(self, scale: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 from tltorch.factorized_tensors.core import FactorizedTensor
 from torch import Tensor, nn
 
-from .kernels import Kernels, register_form
+from .kernels import Kernels, chunk_bytes, register_form
 from .rows import RowGradients, recording
 from .selection import Selection
 
@@ -71,7 +71,7 @@ class DenseKernels(Kernels):
             return None
         total = torch.zeros_like(self.weight.tensor)
         table = total.permute(self.order)
-        outer.add_to(table, outer.index)
+        outer.add_to(table, outer.index, slice(None))
         return total
 
 
@@ -87,17 +87,19 @@ class OuterProducts:
     def index(self) -> Tensor:
         return self.selection.concept
 
-    def add_to(self, total: Tensor, position: Tensor) -> None:
+    def add_to(self, total: Tensor, position: Tensor, entries: Tensor | slice) -> None:
         """See :class:`~neuralop_sae.layers.rows.Part`; ``total (U, *modes, m)``."""
-        table = total.flatten(1, -2)
-        if _GATHER_COST * len(position) >= len(table) * len(self.right):
-            dense = self.left.new_zeros(len(self.right), len(table), self.left.shape[1])
-            dense[self.selection.sample, position] = self.left
-            table.transpose(0, 1).baddbmm_(dense.permute(2, 1, 0), self.right.transpose(0, 1))
+        table, left, sample = total.flatten(1, -2), self.left[entries], self.selection.sample[entries]
+        if _GATHER_COST * len(left) >= len(table) * len(self.right):
+            dense = left.new_zeros(left.shape[1], len(table), len(self.right))
+            dense[:, position, sample] = left.T
+            table += torch.bmm(dense, self.right.transpose(0, 1)).transpose(0, 1)
             return
-        for pairs, right in _by_sample(self.selection, self.right):
-            left = self.left[pairs].view(len(right), -1, self.left.shape[1], 1)
-            total.flatten(1, -2).index_add_(0, position[pairs], (left * right).flatten(0, 1))
+        step = max(1, chunk_bytes(left.device) // (self.right[0].numel() * self.right.element_size()))
+        for first in range(0, len(left), step):
+            some = slice(first, first + step)
+            fields = self.right.index_select(0, sample[some])
+            table.index_add_(0, position[some], fields.mul_(left[some, :, None]))
 
 
 class _Respond(torch.autograd.Function):
@@ -175,7 +177,7 @@ def _by_sample(selection: Selection, fields: Tensor) -> Iterator[tuple[slice, Te
     """Chunks of pairs whose rows fit in cache, with the fields that they meet: ``(s, 1, K, m)`` for s samples of equally
     many pairs, as a view, or one field for each pair."""
     row_bytes = fields[0].numel() * fields.element_size()
-    step = max(1, _chunk_bytes(fields.device) // row_bytes)
+    step = max(1, chunk_bytes(fields.device) // row_bytes)
     every = selection.every
     if every is None:
         for first in range(0, len(selection), step):
@@ -189,8 +191,3 @@ def _by_sample(selection: Selection, fields: Tensor) -> Iterator[tuple[slice, Te
         n_pairs = step if step < every else len(some) * every
         for begin in range(first * every, stop, n_pairs):
             yield slice(begin, min(begin + n_pairs, stop)), some
-
-
-def _chunk_bytes(device: torch.device) -> int:
-    """What one temporary may take: on a CPU, what stays in cache."""
-    return 2**22 if device.type == "cpu" else 2**28

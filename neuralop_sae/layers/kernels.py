@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import torch
 from tltorch.factorized_tensors.core import FactorizedTensor
 from torch import Tensor
 
@@ -77,3 +78,9 @@ class Kernels(ABC):
 def kernels_of(weight: FactorizedTensor, axis: int) -> Kernels:
     """The kernels in a weight; ValueError for a form that has none."""
     return forms.get(weight.name.lower().removeprefix("complex"))(weight, axis)
+
+
+def chunk_bytes(device: torch.device) -> int:
+    """What one temporary of a calculation in chunks may take: on a CPU, what stays in cache (large temporaries cost more in
+    page faults than their arithmetic)."""
+    return 2**22 if device.type == "cpu" else 2**28

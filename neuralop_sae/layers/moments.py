@@ -19,9 +19,7 @@ from torch import Tensor
 
 from .basis import SpectralBasis
 from .factorized import MixedKernels
-from .kernels import Kernels
-
-_CHUNK_BYTES = 2**22
+from .kernels import Kernels, chunk_bytes
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ def energies(
         by_modes = n_modes * (8 * kernels.rank + 4 * (0 if skip is None else n_channels) + 8)
         if by_form < by_modes:
             return _mixed_energies(kernels, skip, bias, field, form)
-    chunk = max(1, _CHUNK_BYTES // (8 * batch * n_modes))
+    chunk = max(1, chunk_bytes(bias.device) // (8 * batch * n_modes))
     parts = [
         _chunk_energies(kernels, skip, bias, field, form, slice(first, first + chunk))
         for first in range(0, kernels.n_concepts, chunk)
@@ -196,7 +194,7 @@ def _mixed_energies(kernels: MixedKernels, skip: Tensor | None, bias: Tensor, fi
         inside = slice(2 * kernels.rank, -1)
         matrix[:, inside, inside] += field.covariance
         means[:, inside] += field.mean
-    chunk = max(1, _CHUNK_BYTES // (4 * matrix[:, 0].numel()))
+    chunk = max(1, chunk_bytes(bias.device) // (4 * matrix[:, 0].numel()))
     mean, mean_square = [], []
     for first in range(0, kernels.n_concepts, chunk):
         vectors = _vectors(kernels, skip, bias, slice(first, first + chunk))
@@ -223,7 +221,7 @@ def kernel_norms(kernels: Kernels, skip: Tensor | None, form: EnergyForm) -> Ten
     norms = _Norms.of(form)
     if isinstance(kernels, MixedKernels):
         return norms.mixed(kernels, skip).clamp_min_(0).sqrt_()
-    chunk = max(1, _CHUNK_BYTES // (8 * kernels.n_modes * kernels.n_channels))
+    chunk = max(1, chunk_bytes(form.own.device) // (8 * kernels.n_modes * kernels.n_channels))
     parts = [norms.chunk(kernels, skip, slice(first, first + chunk)) for first in range(0, kernels.n_concepts, chunk)]
     return torch.cat(parts).clamp_min_(0).sqrt_()
 
@@ -268,7 +266,7 @@ class _Norms:
         mirrored = (templates[:, self.form.paired] * self.mirrored[:, None]).flatten(1)
         symmetric = mirrored @ templates[:, self.form.partner].flatten(1).T
         copied = torch.einsum("rkm,k->rm", templates, self.cross.to(templates.dtype))
-        chunk = max(1, _CHUNK_BYTES // (8 * kernels.rank))
+        chunk = max(1, chunk_bytes(templates.device) // (8 * kernels.rank))
         norms = []
         for first in range(0, kernels.n_concepts, chunk):
             concepts = slice(first, first + chunk)

@@ -25,8 +25,8 @@ class Part(Protocol):
     def index(self) -> Tensor:
         """Rows, ``(n,)``."""
 
-    def add_to(self, total: Tensor, position: Tensor) -> None:
-        """Add the values of row ``index[n]`` to ``total[position[n]]``."""
+    def add_to(self, total: Tensor, position: Tensor, entries: Tensor | slice) -> None:
+        """Add the values of some entries, those of row ``index[entries][i]`` to ``total[position[i]]``."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +36,60 @@ class Rows:
     index: Tensor
     values: Tensor
 
-    def add_to(self, total: Tensor, position: Tensor) -> None:
-        total.index_add_(0, position, self.values.to(total.dtype))
+    def add_to(self, total: Tensor, position: Tensor, entries: Tensor | slice) -> None:
+        total.index_add_(0, position, self.values[entries].to(total.dtype))
 
 
 @dataclass(frozen=True)
 class RowGradient:
-    """Gradient of the rows ``index (U,)`` of a parameter: ``values (U, ...)``.
+    """Gradient of the rows ``index (U,)`` of a parameter. Its values ``(U, ...)`` are formed a few rows at a time.
 
-    ``view`` is the parameter with its concepts first, ``(p, ...)``, in the order of its memory. On an accelerator, where
-    counting distinct rows would wait for the device, U is the number of rows used with repetition; surplus entries have
-    the index p and the value zero.
+    Parameters
+    ----------
+    parameter : Parameter
+        The parameter.
+    view : Tensor
+        The parameter with its concepts first, ``(p, ...)``, in the order of its memory.
+    index : Tensor
+        The rows, each once. On an accelerator, where counting distinct rows would wait for the device, U is an upper bound;
+        surplus entries have the index p and the value zero.
+    parts : list of (Part, Tensor)
+        Shares of the gradient, with the position in `index` of each of their rows.
     """
 
     parameter: nn.Parameter
     view: Tensor
     index: Tensor
-    values: Tensor
+    parts: list[tuple[Part, Tensor]]
+
+    @property
+    def values(self) -> Tensor:
+        """All values at once, ``(U, ...)``."""
+        values = self.view.new_zeros(len(self.index), *self.view.shape[1:])
+        for part, position in self.parts:
+            part.add_to(values, position, slice(None))
+        return values
+
+    def chunks(self, n_bytes: int) -> Iterator[tuple[slice, Tensor]]:
+        """Values of some rows after the other, ``index[rows]`` and ``(n, ...)``, of about `n_bytes` each on a CPU. On an
+        accelerator, which has no cache to fit and would have to be waited for, all at once."""
+        row_bytes = max(1, self.view[:1].numel() * self.view.element_size())
+        step = max(1, n_bytes // row_bytes)
+        if self.index.device.type != "cpu" or step >= len(self.index):
+            yield slice(0, len(self.index)), self.values
+            return
+        ordered = []
+        for part, position in self.parts:
+            ranked, order = position.sort(stable=True)
+            bounds = torch.searchsorted(ranked, torch.arange(0, len(self.index) + step, step)).tolist()
+            ordered.append((part, ranked, order, bounds))
+        for number, first in enumerate(range(0, len(self.index), step)):
+            rows = slice(first, min(first + step, len(self.index)))
+            values = self.view.new_zeros(rows.stop - first, *self.view.shape[1:])
+            for part, ranked, order, bounds in ordered:
+                entries = slice(bounds[number], bounds[number + 1])
+                part.add_to(values, ranked[entries] - first, order[entries])
+            yield rows, values
 
 
 class RowGradients:
@@ -84,12 +121,8 @@ class RowGradients:
         for parameter, (order, parts) in self._parts.items():
             view = parameter.detach().permute(order)
             index, position = distinct(torch.cat([part.index for part in parts]), len(view))
-            values = view.new_zeros(len(index), *view.shape[1:])
-            first = 0
-            for part in parts:
-                part.add_to(values, position[first : first + len(part.index)])
-                first += len(part.index)
-            yield RowGradient(parameter, view, index, values)
+            positions = position.split([len(part.index) for part in parts])
+            yield RowGradient(parameter, view, index, list(zip(parts, positions, strict=True)))
 
 
 def distinct(index: Tensor, size: int, *, static: bool | None = None) -> tuple[Tensor, Tensor]:

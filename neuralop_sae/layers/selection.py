@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -44,6 +45,20 @@ class Selection:
         """The pairs where ``mask (n_samples, n_concepts)`` is true."""
         sample, concept = mask.nonzero(as_tuple=True)
         return cls(sample, concept, *mask.shape)
+
+    def split(self, n_samples: int) -> Iterator[tuple[slice, Selection]]:
+        """Parts of `n_samples` samples each, with the slice of samples. In one piece unless :attr:`every` is known, since
+        where a sample begins would have to be asked of the device."""
+        if self.every is None or n_samples >= self.n_samples:
+            yield slice(0, self.n_samples), self
+            return
+        for first in range(0, self.n_samples, n_samples):
+            samples = slice(first, min(first + n_samples, self.n_samples))
+            pairs = slice(samples.start * self.every, samples.stop * self.every)
+            part = replace(
+                self, sample=self.sample[pairs] - first, concept=self.concept[pairs], n_samples=samples.stop - first
+            )
+            yield samples, part
 
     def __len__(self) -> int:
         return len(self.sample)

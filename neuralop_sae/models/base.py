@@ -168,11 +168,11 @@ class SAE(nn.Module, ABC):
             bad = (~x.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
             if bad:
                 raise ValueError(f"the field has NaN or Inf in samples {bad}")
-        return (x - self._per_channel(self.mean)) / self.scale
+        return (x - self._per_channel(self.mean)).div_(self.scale)
 
     def denormalize(self, x: Tensor) -> Tensor:
         """Back to the units of the activations."""
-        return x * self.scale + self._per_channel(self.mean)
+        return torch.addcmul(self._per_channel(self.mean), x, self.scale)
 
     def _per_channel(self, values: Tensor) -> Tensor:
         return values.view(-1, *(1,) * self.n_dim)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..codes import ConceptCodes
 from ..layers.basis import SpectralBasis
 from ..layers.concepts import ConceptDecoder, ConceptEncoder, Energies, Spectrum
+from ..layers.kernels import chunk_bytes
 from ..layers.selection import Selection
 from ..layers.sparsity import ConceptRule, DomainRule
 from .base import SAE, SAEOutput, full_precision
@@ -110,12 +111,15 @@ class SpectralSAE(SAE):
         return self.selection == "two_stage" and self.domain_rule.rectifies and not self.concept_rule.takes_all
 
     def _scores(self, spectrum: Spectrum, selection: Selection, norms: Tensor) -> Tensor:
-        """True scores of the selected pairs, zero elsewhere, ``(B, p)``."""
-        values = self._activate(self.concept_encoder.gather(spectrum, selection), selection.concept)
-        scores = self.basis.mean_square(values).sqrt() * norms[selection.concept]
-        return scores.new_zeros(selection.n_samples, selection.n_concepts).index_put(
-            (selection.sample, selection.concept), scores
-        )
+        """True scores of the selected pairs, zero elsewhere, ``(B, p)``; a few samples at a time."""
+        scores = norms.new_zeros(selection.n_samples, selection.n_concepts)
+        map_bytes = scores.element_size() * spectrum.field[0, 0].numel()
+        for samples, part in selection.split(max(1, chunk_bytes(norms.device) // (map_bytes * (selection.every or 1)))):
+            some = Spectrum(spectrum.field[samples], spectrum.coefficients[samples])
+            values = self._activate(self.concept_encoder.gather(some, part), part.concept)
+            found = self.basis.mean_square(values).sqrt() * norms[part.concept]
+            scores[samples].index_put_((part.sample, part.concept), found)
+        return scores
 
     def _all_scores(self, spectrum: Spectrum, norms: Tensor) -> Tensor:
         """True scores of all concepts, in chunks of concepts."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..layers.rows import RowGradient
 
-_CHUNK_BYTES = 2**21
+CHUNK_BYTES = 2**20
+"""Of the rows that are formed and updated at a time: what stays in a CPU's cache."""
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -52,35 +53,38 @@ class RowAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, rows: Iterable[RowGradient] = ()) -> Any:  # type: ignore[override]
-        """Update the rows of these gradients, as :meth:`RowGradients.sums` gives them."""
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        rows: Iterable[RowGradient] = (),
+        scale: Tensor | float = 1.0,
+    ) -> Any:
+        """Update the rows of these gradients, as :meth:`RowGradients.sums` gives them, times `scale`."""
         loss = closure() if closure is not None else None
         groups = {parameter: group for group in self.param_groups for parameter in group["params"]}
         for gradient in rows:
             if gradient.parameter not in groups:
                 raise ValueError("a gradient is of a parameter that this optimiser does not have")
-            self._update(gradient, groups[gradient.parameter])
+            self._update(gradient, groups[gradient.parameter], scale)
         return loss
 
-    def _moments(self, gradient: RowGradient, n_concepts: int) -> dict[str, Tensor]:
-        state, values = self.state[gradient.parameter], as_table(gradient.values)
+    def _moments(self, gradient: RowGradient) -> dict[str, Tensor]:
+        state, view = self.state[gradient.parameter], as_real(gradient.view)
         if not state:
-            state["exp_avg"] = values.new_zeros(n_concepts, values.shape[1])
+            state["exp_avg"] = view.new_zeros(len(view), math.prod(view.shape[1:]))
             state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
-            state["steps"] = torch.zeros(n_concepts, dtype=torch.int32, device=values.device)
+            state["steps"] = torch.zeros(len(view), dtype=torch.int32, device=view.device)
         return state  # type: ignore[no-any-return]
 
-    def _update(self, gradient: RowGradient, group: dict[str, Any]) -> None:
-        view, values = as_real(gradient.view), as_table(gradient.values)
-        state = self._moments(gradient, len(view))
-        rows = max(1, _CHUNK_BYTES // (values.element_size() * max(1, values.shape[1])))
-        for first in range(0, len(values), rows):
-            index, g = gradient.index[first : first + rows], values[first : first + rows]
-            used = None
-            if gradient.index.device.type != "cpu":  # surplus entries, see RowGradient
+    def _update(self, gradient: RowGradient, group: dict[str, Any], scale: Tensor | float) -> None:
+        view, state = as_real(gradient.view), self._moments(gradient)
+        for rows, values in gradient.chunks(CHUNK_BYTES):
+            index, g, used = gradient.index[rows], as_table(values), None
+            if index.device.type != "cpu":  # surplus entries, see RowGradient
                 used = (index < len(view)).to(g.dtype)[:, None]
                 index = index.clamp_max(len(view) - 1)
-            _update_rows(view, state, index, g, used, group["lr"], group["betas"], group["eps"])
+            _update_rows(view, state, index, g.mul_(scale), used, group["lr"], group["betas"], group["eps"])
 
 
 def _update_rows(

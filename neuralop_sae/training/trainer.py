@@ -20,7 +20,7 @@ from ..layers.rows import RowGradients
 from ..models.base import SAE, SAEOutput
 from .losses import auxiliary_loss, unexplained_variance
 from .revival import DeadConcepts
-from .row_adam import RowAdam, as_table
+from .row_adam import CHUNK_BYTES, RowAdam, as_table
 
 CHECKPOINT_NAME = "training.safetensors"
 
@@ -251,13 +251,16 @@ class _Run:
         for parameter, view in zip(self.parameters, self.views, strict=True):
             view.grad = None if parameter.grad is None else _real_view(parameter.grad, like=parameter)
         by_row = list(rows.sums())
-        gradients = [view.grad for view in self.views if view.grad is not None] + [as_table(g.values) for g in by_row]
-        factor = self.config.gradient_clip / torch.nn.utils.get_total_norm(gradients).clamp_min(1e-6)
-        torch._foreach_mul_(gradients, factor.clamp_max(1.0))
+        gradients = [view.grad for view in self.views if view.grad is not None]
+        squares = [gradient.square().sum() for gradient in gradients]
+        squares += [as_table(values).square().sum() for g in by_row for _, values in g.chunks(CHUNK_BYTES)]
+        norm = torch.stack(squares).sum().sqrt()
+        factor = (self.config.gradient_clip / norm.clamp_min(1e-6)).clamp_max(1.0)
+        torch._foreach_mul_(gradients, factor)
         for group in (*self.optimizer.param_groups, *self.row_optimizer.param_groups):
             group["lr"] = self.config.learning_rate * self._rate()
         self.optimizer.step()
-        self.row_optimizer.step(rows=by_row)
+        self.row_optimizer.step(rows=by_row, scale=factor)
 
     def _rate(self) -> float:
         config, done = self.config, self.step

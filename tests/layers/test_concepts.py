@@ -43,7 +43,7 @@ def test_contract_of_factorised_weights(factorization: str, rank: float, skip: s
 
 
 def test_contract_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(moments, "chunk_bytes", lambda _: 1)
     check_concept_layer(*layers((4, 5)))
     check_concept_layer(*layers((5,), p=1, factorization="tucker", rank=0.5))
 

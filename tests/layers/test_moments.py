@@ -220,7 +220,7 @@ def test_the_two_routes_are_chosen_by_size_alone(form: str, skip: bool, routes: 
 @pytest.mark.parametrize("skip", [True, False])
 def test_energies_in_chunks_of_concepts(n_concepts: int, skip: bool, routes: Routes, monkeypatch: pytest.MonkeyPatch) -> None:
     modes, basis, grid = (3, 2), FourierBasis((3, 2)), (7, 6)
-    monkeypatch.setattr(moments, "_CHUNK_BYTES", n_concepts * 8 * 2 * 6)  # batch of 2, 6 modes
+    monkeypatch.setattr(moments, "chunk_bytes", lambda _: n_concepts * 8 * 2 * 6)  # batch of 2, 6 modes
     for form in ("dense", "tucker", "cp", "tt"):
         routes.taken.clear()
         check_energies(make(form, 1, modes, RANKS["high"].get(form)), basis, grid, skip=skip)
@@ -241,7 +241,7 @@ def test_quadratic_form_in_chunks_of_concepts(
         return out
 
     monkeypatch.setattr(moments, "_vectors", watch)
-    monkeypatch.setattr(moments, "_CHUNK_BYTES", n_bytes)
+    monkeypatch.setattr(moments, "chunk_bytes", lambda _: n_bytes)
     check_energies(make("cp", 1, (5, 5), 2), FourierBasis((5, 5)), (9, 8), skip=skip)
     assert routes.taken == ["_mixed_energies"]
     size = 2 * 2 + (M if skip else 0) + 1
@@ -305,6 +305,6 @@ def test_norms_in_chunks(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = make(form, 0, (4, 5), RANKS["low"].get(form))
     row = 8 * (kernels.rank if isinstance(kernels, MixedKernels) else kernels.n_modes * M)
     for n_bytes in (1, 3 * row, 7 * row):
-        monkeypatch.setattr(moments, "_CHUNK_BYTES", n_bytes)
+        monkeypatch.setattr(moments, "chunk_bytes", lambda _: n_bytes)
         check_norms(kernels, (4, 5), skip=True)
         check_norms(kernels, (4, 5), skip=False)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neuralop_sae.layers.rows import RowGradient, RowGradients, distinct, take_rows
+from neuralop_sae.layers.rows import RowGradient, RowGradients, Rows, distinct, take_rows
 from neuralop_sae.testing import assert_equal
 from neuralop_sae.training import row_adam
 from neuralop_sae.training.row_adam import RowAdam, as_table
@@ -19,7 +19,7 @@ N_STEPS = 10
 
 
 def gradient(parameter: nn.Parameter, index: Tensor, values: Tensor, dim: int = 0) -> RowGradient:
-    return RowGradient(parameter, parameter.detach().movedim(dim, 0), index, values)
+    return RowGradient(parameter, parameter.detach().movedim(dim, 0), index, [(Rows(index, values), torch.arange(len(index)))])
 
 
 def adam(start: Tensor, gradients: list[Tensor], **settings: Any) -> Tensor:
@@ -126,7 +126,7 @@ def test_chunks_change_nothing(n_rows: int, dtype: torch.dtype, monkeypatch: pyt
     whole = run()
     assert lengths == [len(index) for index, _ in steps]
     lengths.clear()
-    monkeypatch.setattr(row_adam, "_CHUNK_BYTES", n_rows * 6 * dtype.itemsize)
+    monkeypatch.setattr(row_adam, "CHUNK_BYTES", n_rows * 6 * dtype.itemsize)
     for mine, expected in zip(run(), whole, strict=True):
         assert torch.equal(mine, expected)
     assert max(lengths) == max(1, n_rows)
