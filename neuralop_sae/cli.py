@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import signal
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from . import checkpoint
+from .data.activations import load_activations
+from .models.base import saes
 from .quickstart import QuickstartConfig
 from .quickstart import quickstart as run
+from .training import distributed, trainer
 
 app = typer.Typer(help="Sparse autoencoders for neural operators.", no_args_is_help=True, pretty_exceptions_enable=False)
 _MEANING = {
@@ -32,6 +40,7 @@ class ExitCode(IntEnum):
     """What the shell gets."""
 
     BAD_INPUT = 2
+    RANK_LOST = 3
     INTERRUPTED = 130
 
 
@@ -85,3 +94,87 @@ def _table(metrics: dict[str, object]) -> Table:
         assert isinstance(value, (int, float))
         table.add_row(name, f"{value:.4g}", meaning)
     return table
+
+
+@app.command()
+def train(
+    activations: Annotated[Path, typer.Argument(help="Fields (N, channels, *grid) in a .safetensors or .npy file.")],
+    output: Annotated[Path, typer.Option(help="Folder for the model, its history and the checkpoint of the run.")] = Path(
+        "neuralop-sae-train"
+    ),
+    model: Annotated[str, typer.Option(help="SAEFNO, SAETFNO, SAEPointwise, ...")] = "SAEFNO",
+    n_concepts: Annotated[int, typer.Option(help="Size of the dictionary.")] = 256,
+    arguments: Annotated[
+        str, typer.Option(help='Other arguments of the model, JSON: \'{"n_modes": [16, 16], "rank": 0.05}\'.')
+    ] = "{}",
+    training: Annotated[str, typer.Option(help="Fields of TrainingConfig, JSON: '{\"n_epochs\": 5}'.")] = "{}",
+    concept_parallel: Annotated[
+        int, typer.Option(help="Processes that share the dictionary, under torchrun; the others share the batches.")
+    ] = 1,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of the dictionary's random start and the order of the fields.")] = 0,
+) -> None:
+    """Train a sparse autoencoder on activations, on one process or on many.
+
+    torchrun --nproc-per-node 2 -m neuralop_sae.cli train acts.safetensors --concept-parallel 2
+    """
+    console = Console(stderr=True)
+    try:
+        with distributed.start(concept_parallel, device) as parallel:
+            if isinstance(parallel, distributed.Mesh):
+                signal.signal(signal.SIGTERM, _ended_by_torchrun)
+            _train(activations, output, model, n_concepts, arguments, training, parallel, resume, device, seed)
+    except KeyboardInterrupt:
+        console.print("[yellow]interrupted; the last checkpoint is whole[/yellow]")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except ConnectionError as error:
+        console.print(f"[red]a rank was lost[/red]: {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(ExitCode.RANK_LOST) from error
+    except (OSError, ValueError, TypeError, FloatingPointError) as error:
+        console.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(ExitCode.BAD_INPUT) from error
+
+
+def _train(
+    activations: Path,
+    output: Path,
+    model: str,
+    n_concepts: int,
+    arguments: str,
+    training: str,
+    parallel: distributed.Single,
+    resume: bool,
+    device: str,
+    seed: int,
+) -> None:
+    checkpoint.check_writable(output)
+    fields = load_activations(activations)
+    torch.manual_seed(seed)
+    sae = saes.get(model)(in_channels=fields.shape[1], n_concepts=n_concepts, **_json(arguments, "--arguments"))  # type: ignore[call-arg]
+    sae.to(parallel.device if isinstance(parallel, distributed.Mesh) else device)
+    config = trainer.TrainingConfig(**{"seed": seed, **_json(training, "--training")})
+    history = trainer.train(sae, fields, config, checkpoint_dir=output, resume=resume, parallel=parallel)
+    trainer.save_pretrained(sae, output / "sae", parallel)
+    if parallel.is_main:
+        n_steps = max(1, round(history.rows[-1]["step"]))
+        traffic = {name: n_bytes / n_steps for name, n_bytes in parallel.traffic.items()}
+        checkpoint.write_json(output / "history.json", {"rows": history.rows, "bytes_per_step": traffic})
+
+
+def _json(text: str, option: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{option} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{option} must be a JSON object, got {text}")
+    return value
+
+
+def _ended_by_torchrun(_: int, __: FrameType | None) -> NoReturn:
+    raise ConnectionError("torchrun ended this process, as it does when another one has died; go on with --resume")
+
+
+if __name__ == "__main__":
+    app()

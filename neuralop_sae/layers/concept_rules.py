@@ -13,14 +13,6 @@ from .selection import Selection
 from .sparsity import ConceptRule, positive_int, register_concept_rule
 
 
-def _top(scores: Tensor, k: int) -> Tensor:
-    """Mask of the k largest entries of each row that are positive."""
-    if k >= scores.shape[-1]:
-        return scores > 0
-    index = scores.topk(k, dim=-1, sorted=False).indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, index, True) & (scores > 0)
-
-
 @register_concept_rule("All")
 class All(ConceptRule):
     """Every concept takes part; where each is expressed is the domain rule's affair alone.
@@ -60,21 +52,17 @@ class TopK(ConceptRule):
         self.takes_all = self.k == n_concepts
 
     def select(self, scores: Tensor) -> Tensor:
-        return _top(scores, self.k)
+        return self.exchange.top(scores, self.k)
 
     def candidates(self, estimate: Tensor, bound: Tensor, oversample: int) -> Tensor:
-        return _top(estimate, self.k * oversample)
+        return self.exchange.top(estimate, self.k * oversample)
 
     def choose(self, scores: Tensor) -> Selection:
         """In training mode always k pairs per sample, those of score zero too."""
-        return self._top_pairs(scores, self.k) if self.training else super().choose(scores)
+        return self.exchange.pairs(scores, self.k) if self.training else super().choose(scores)
 
     def shortlist(self, estimate: Tensor, bound: Tensor, oversample: int) -> Selection:
-        return self._top_pairs(estimate, self.k * oversample)
-
-    def _top_pairs(self, scores: Tensor, k: int) -> Selection:
-        n_concepts = scores.shape[1]
-        return Selection.from_index(scores.topk(min(k, n_concepts), sorted=False).indices, n_concepts)
+        return self.exchange.pairs(estimate, self.k * oversample)
 
 
 @register_concept_rule("BatchTopK")
@@ -109,11 +97,14 @@ class BatchTopK(TopK):
 
     def select(self, scores: Tensor) -> Tensor:
         if self.training:
-            mask = _top(scores.flatten(), self.k * len(scores)).reshape(scores.shape)
-            self._update(torch.where(mask, scores, math.inf).min())
+            mask = self._top_of_batch(scores, self.k)
+            self._update(self.exchange.lowest(torch.where(mask, scores, math.inf).min()))
             return mask
         above = scores > self.threshold.to(scores.dtype)
-        return torch.where(self.n_batches > 0, above, _top(scores, self.k))
+        return torch.where(self.n_batches > 0, above, self.exchange.top(scores, self.k))
+
+    def _top_of_batch(self, scores: Tensor, k: int) -> Tensor:
+        return self.exchange.top(scores.flatten()[None], k * len(scores)).reshape(scores.shape)
 
     def choose(self, scores: Tensor) -> Selection:
         """As many pairs as the batch needs: the number of each sample is counted on the host."""
@@ -130,9 +121,9 @@ class BatchTopK(TopK):
 
     def candidates(self, estimate: Tensor, bound: Tensor, oversample: int) -> Tensor:
         if self.training:
-            return _top(estimate.flatten(), self.k * oversample * len(estimate)).reshape(estimate.shape)
+            return self._top_of_batch(estimate, self.k * oversample)
         above = bound > self.threshold.to(bound.dtype)
-        return torch.where(self.n_batches > 0, above, _top(estimate, self.k * oversample))
+        return torch.where(self.n_batches > 0, above, self.exchange.top(estimate, self.k * oversample))
 
 
 class _Step(torch.autograd.Function):

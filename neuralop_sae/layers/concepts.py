@@ -15,6 +15,7 @@ from neuralop.layers.spectral_convolution import SpectralConv
 from torch import Tensor, nn
 
 from .basis import SpectralBasis
+from .exchange import ALONE, Exchange
 from .factorized import MixedKernels
 from .fourier import FourierBasis
 from .kernels import Kernels, kernels_of
@@ -28,6 +29,7 @@ class _ConceptLayer(nn.Module):
     """What encoder and decoder share: the neuralop layers, seen concept by concept."""
 
     concept_axis: int
+    exchange: Exchange = ALONE
 
     def __init__(
         self,
@@ -209,14 +211,16 @@ class ConceptDecoder(_ConceptLayer):
         coefficients = self.basis.analysis(codes).flatten(1)
         modes = self.kernels.write(coefficients, selection).transpose(1, 2)
         if with_bias:
-            modes = modes + self.conv.bias.flatten()[:, None] * self._constant(grid)
+            modes = modes + self.exchange.share(self.conv.bias).flatten()[:, None] * self._constant(grid)
+        if self.skip is None:  # coefficients are all that has to travel between shards
+            modes = self.exchange.sum(modes)
         field = self.basis.synthesis(modes.reshape(selection.n_samples, -1, *self.basis.mode_shape), grid)
         skip = self.skip_rows(selection.concept)
         if skip is None:
             return field
         slots = selection.to_slots(codes.flatten(1))
         pointwise = torch.baddbmm(field.flatten(2), selection.to_slots(skip).transpose(1, 2), slots)
-        return pointwise.reshape(field.shape)
+        return self.exchange.sum(pointwise.reshape(field.shape))
 
     @torch.no_grad()
     def scale_concepts(self, scale: Tensor) -> None:

@@ -32,6 +32,10 @@ class DenseKernels(Kernels):
         super().__init__(weight, axis)
         self.order = (axis, *range(2, weight.tensor.ndim), 1 - axis)
 
+    @property
+    def concept_tensor(self) -> tuple[Tensor, int]:
+        return self.weight.tensor, self.axis
+
     def lay_out_(self) -> None:
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
         self.weight.tensor = nn.Parameter(self.weight.tensor.detach().permute(self.order).contiguous().permute(inverse))
@@ -85,6 +89,7 @@ class OuterProducts:
 
     @property
     def index(self) -> Tensor:
+        """The concept of each pair, ``(n,)``."""
         return self.selection.concept
 
     def add_to(self, total: Tensor, position: Tensor, entries: Tensor | slice) -> None:

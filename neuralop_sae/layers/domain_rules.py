@@ -78,10 +78,7 @@ class LocalTopK(Rectify):
         self.k = positive_int(k, "k")
 
     def compete(self, slots: Tensor) -> Tensor:
-        if self.k >= slots.shape[1]:
-            return slots
-        lowest = slots.detach().topk(self.k, dim=1).values[:, -1:]
-        return slots * (slots >= lowest)
+        return slots * (slots >= self.exchange.strongest(slots.detach(), self.k))
 
 
 @register_domain_rule("SoftLocalTopK")
@@ -94,9 +91,7 @@ class SoftLocalTopK(LocalTopK):
     """
 
     def compete(self, slots: Tensor) -> Tensor:
-        if self.k >= slots.shape[1]:
-            return slots
-        excess = slots.topk(self.k + 1, dim=1).values[:, -1:]
+        excess = self.exchange.strongest(slots, self.k + 1)
         # Where it is zero nothing is subtracted: its gradient would go to an arbitrary one of the absent.
         return torch.where(excess > 0, torch.relu(slots - excess), slots)
 

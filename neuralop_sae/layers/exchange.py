@@ -15,6 +15,10 @@ class Exchange:
     concepts or a shard of them.
     """
 
+    def whole(self, n_concepts: int) -> int:
+        """Concepts of all shards, from those of one."""
+        return n_concepts
+
     def top(self, scores: Tensor, k: int) -> Tensor:
         """Boolean ``(B, p)``: of each row of scores the k largest, over all shards, that are positive."""
         if k >= scores.shape[-1]:
@@ -31,7 +35,7 @@ class Exchange:
         """At every point the k-th largest of the codes ``(B, width, *grid)`` of all shards, not below zero:
         ``(B, 1, *grid)``, with gradient."""
         if k > slots.shape[1]:
-            return torch.zeros_like(slots[:, :1])
+            return slots.new_zeros(len(slots), 1, *slots.shape[2:])
         return slots.topk(k, dim=1).values[:, -1:]
 
     def lowest(self, values: Tensor) -> Tensor:
@@ -41,6 +45,10 @@ class Exchange:
     def sum(self, partial: Tensor) -> Tensor:
         """Sum over the shards; the gradient of the sum is the gradient of each shard's part."""
         return partial
+
+    def share(self, value: Tensor) -> Tensor:
+        """A part of what all shards hold, such that the parts sum to it; the gradient is that of the whole."""
+        return value
 
     def spread(self, field: Tensor) -> Tensor:
         """What all shards read; the gradients of the shards add up."""

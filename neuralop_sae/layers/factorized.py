@@ -45,6 +45,10 @@ class MixedKernels(Kernels):
     mixing_shape: tuple[int, ...]
 
     @property
+    def concept_tensor(self) -> tuple[Tensor, int]:
+        return self.weight.factors[self.axis], 0
+
+    @property
     def rank(self) -> int:
         """Number of templates."""
         return math.prod(self.mixing_shape)
@@ -238,6 +242,10 @@ class TTKernels(MixedKernels):
         if self.axis == 0:
             return ",".join(["rIa", *self._mode_terms(bonds)]), [channels, *self._mode_cores()]
         return ",".join(["Ir", *self._mode_terms("s" + bonds[1:])]), [channels.squeeze(0), *self._mode_cores()]
+
+    @property
+    def concept_tensor(self) -> tuple[Tensor, int]:
+        return self.weight.factors[self.axis], 1
 
     def lay_out_(self) -> None:
         if self.axis == 1:  # (a, p, b): concepts first in memory

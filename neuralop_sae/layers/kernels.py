@@ -43,6 +43,17 @@ class Kernels(ABC):
         for size in self.mode_shape:
             self.n_modes *= size
 
+    @property
+    @abstractmethod
+    def concept_tensor(self) -> tuple[Tensor, int]:
+        """The one tensor of the weight that grows with the number of concepts, and its axis that counts them."""
+
+    def resize_(self, n_concepts: int) -> None:
+        """Take note that :attr:`concept_tensor` was replaced by one of so many concepts."""
+        shape = list(self.weight.shape)
+        shape[self.axis] = n_concepts
+        self.weight.shape = tuple(shape)
+
     def lay_out_(self) -> None:  # noqa: B027  # most forms are in order already
         """Put the memory of the weight into the order of its concepts, whatever the order of its axes. Called once, before
         anything refers to the weight's tensors."""

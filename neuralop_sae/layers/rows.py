@@ -37,6 +37,7 @@ class Rows:
     values: Tensor
 
     def add_to(self, total: Tensor, position: Tensor, entries: Tensor | slice) -> None:
+        """See :class:`Part`."""
         total.index_add_(0, position, self.values[entries].to(total.dtype))
 
 
@@ -112,6 +113,12 @@ class RowGradients:
         known, parts = self._parts.setdefault(parameter, (order, []))
         assert known == order, f"rows of one parameter along two axes: {known} and {order}"
         parts.append(part)
+
+    def parts(self) -> Iterator[tuple[nn.Parameter, tuple[int, ...], Part]]:
+        """All shares, as they were added."""
+        for parameter, (order, parts) in self._parts.items():
+            for part in parts:
+                yield parameter, order, part
 
     def __contains__(self, parameter: object) -> bool:
         return parameter in self._parts

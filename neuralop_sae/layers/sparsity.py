@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import Registry
+from .exchange import ALONE, Exchange
 from .selection import Selection
 
 
@@ -27,10 +28,13 @@ class Rule(nn.Module, ABC):
     ----------
     arguments : tuple of str
         Names of the constructor's arguments, kept as attributes of the same names.
+    exchange : Exchange
+        Whom to ask about concepts of other shards, where the dictionary is distributed.
     """
 
     arguments: ClassVar[tuple[str, ...]] = ()
     registry: ClassVar[Registry[Any]]
+    exchange: Exchange = ALONE
 
     def bind(self, n_concepts: int) -> None:
         """Make state for a dictionary of this size; ValueError if the arguments do not fit it."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .. import checkpoint
 from ..codes import ConceptCodes
 from ..layers.basis import SpectralBasis
+from ..layers.exchange import Exchange
 from ..layers.sparsity import Rule
 from ..registry import Registry
 
@@ -135,6 +136,15 @@ class SAE(nn.Module, ABC):
     def initialize_from(self, x: Tensor, generator: torch.Generator | None = None) -> None:
         """Start the dictionary from activations ``(N, channels, *grid)``."""
 
+    def concept_axes(self) -> dict[str, int]:
+        """Names of parameters and buffers that hold something for each concept, with the axis that counts concepts. Empty
+        for a model whose dictionary cannot be divided between processes."""
+        return {}
+
+    def divide(self, n_concepts: int, exchange: Exchange) -> None:
+        """Become a shard of a dictionary: the tensors of :meth:`concept_axes` hold so many concepts by now."""
+        raise NotImplementedError(f"the dictionary of a {type(self).__name__} cannot be divided")
+
     @property
     def dtype(self) -> torch.dtype:
         """Real dtype of the parameters."""
@@ -209,10 +219,11 @@ class SAE(nn.Module, ABC):
         names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
         return {name: _plain(getattr(self, name)) for name in names}
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into a folder, which is made."""
+    def save_pretrained(self, folder: str | Path, *, state: dict[str, Tensor] | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into a folder, which is made. `state`: what to write instead of
+        the model's own tensors, where those are a shard."""
         description = {"model": saes.name_of(type(self), type(self).__name__), "dtype": str(self.dtype).removeprefix("torch.")}
-        checkpoint.save_model(folder, {**description, "arguments": self.config()}, self.state_dict())
+        checkpoint.save_model(folder, {**description, "arguments": self.config()}, state or self.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from ..codes import ConceptCodes
 from ..layers.basis import SpectralBasis
 from ..layers.concepts import ConceptDecoder, ConceptEncoder, Energies, Spectrum
+from ..layers.exchange import ALONE, Exchange
 from ..layers.kernels import chunk_bytes
 from ..layers.selection import Selection
 from ..layers.sparsity import ConceptRule, DomainRule
@@ -42,6 +44,36 @@ class SpectralSAE(SAE):
     selection: str
     oversample: int
     code_grid: tuple[int, ...] | str
+    exchange: Exchange = ALONE
+
+    def concept_axes(self) -> dict[str, int]:
+        """See :meth:`SAE.concept_axes`."""
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        owned = [layer.kernels.concept_tensor for layer in (self.concept_encoder, self.concept_decoder)]
+        axes = {name: axis for name, tensor in tensors.items() for mine, axis in owned if mine is tensor}
+        if len(axes) < len(owned):
+            return {}  # a factor stored as pairs of reals is a view of its parameter
+        axes["concept_encoder.conv.bias"] = 0
+        for name, axis in (("concept_encoder.skip.conv.weight", 0), ("concept_decoder.skip.conv.weight", 1)):
+            if name in tensors:
+                axes[name] = axis
+        for name, tensor in tensors.items():
+            if name.startswith(("concept_rule.", "domain_rule.")) and tensor.ndim and len(tensor) == self.n_concepts:
+                axes[name] = 0
+        return axes
+
+    def divide(self, n_concepts: int, exchange: Exchange) -> None:
+        """See :meth:`SAE.divide`."""
+        self.n_concepts = n_concepts
+        for layer in (self.concept_encoder, self.concept_decoder):
+            layer.kernels.resize_(n_concepts)
+            layer.n_concepts = n_concepts
+        for module in (self, self.concept_encoder, self.concept_decoder, self.concept_rule, self.domain_rule):
+            module.exchange = exchange
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments as plain data; of the whole dictionary, if this is a shard."""
+        return {**super().config(), "n_concepts": self.exchange.whole(self.n_concepts)}
 
     @full_precision
     def forward(self, x: Tensor, *, dead: Tensor | None = None, dead_k: int = 16) -> SAEOutput:
@@ -81,7 +113,7 @@ class SpectralSAE(SAE):
         """The normalised field on the code grid, after the trunk, with its coefficients."""
         field = self.normalize(x)
         grid = x.shape[2:] if isinstance(self.code_grid, str) else self.code_grid
-        return Spectrum.of(self.encoder_trunk(self.basis.resample(field, grid)), self.basis)
+        return Spectrum.of(self.exchange.spread(self.encoder_trunk(self.basis.resample(field, grid))), self.basis)
 
     def _codes(self, values: Tensor, selection: Selection) -> ConceptCodes:
         return ConceptCodes(selection.sample, selection.concept, values, selection.n_samples, selection.n_concepts, self.basis)
@@ -149,8 +181,7 @@ class SpectralSAE(SAE):
         gates = self.concept_rule.gate(scores[selection.sample, selection.concept], selection.concept)
         if gates is not None:
             values = values * gates.view(-1, *(1,) * self.n_dim)
-        slots = self.domain_rule.compete(selection.to_slots(values)) if len(selection) else values
-        return (selection.to_rows(slots) if len(selection) else values), gates
+        return selection.to_rows(self.domain_rule.compete(selection.to_slots(values))), gates
 
     @full_precision
     def dense_forward(self, x: Tensor) -> SAEOutput:
@@ -221,10 +252,9 @@ class SpectralSAE(SAE):
 
     def _revive(self, spectrum: Spectrum, bound: Tensor, dead: Tensor, k: int, grid: Sequence[int]) -> Tensor:
         """What the strongest dead concepts would write, mean left out."""
-        ranked = torch.where(dead, bound, -1.0).topk(min(k, self.n_concepts), sorted=False)
-        selection = Selection.from_index(ranked.indices, self.n_concepts)
+        # Only the dead: a row that is used, if only with a zero gradient, is a step on its optimiser's clock.
+        selection = Selection.from_mask(self.exchange.top(torch.where(dead, bound, -1.0), k))
         values = nn.functional.leaky_relu(self.concept_encoder.gather(spectrum, selection), 0.01)
-        values = values * dead[selection.concept].view(-1, *(1,) * self.n_dim)
         written = self.concept_decoder.contract(values, selection)
         return self.basis.resample(written, grid) * self.scale
 

@@ -23,27 +23,28 @@ class DeadConcepts:
         self.dead_after = dead_after
         self.fields_since_on = torch.zeros(n_concepts, dtype=torch.int64, device=device)
         self._known = torch.zeros(n_concepts, dtype=torch.bool, device=device)
-        self._any_known = False
+        self.exist = False
 
-    def update(self, codes: ConceptCodes) -> None:
-        """Take note of a batch."""
+    def update(self, codes: ConceptCodes, n_fields: int | None = None) -> None:
+        """Take note of a batch, which had `n_fields` fields on all ranks together (those of `codes` by default)."""
         on = torch.zeros_like(self.fields_since_on).index_add(0, codes.concept, codes.expressed().to(torch.int64)) > 0
-        self.fields_since_on = torch.where(on, 0, self.fields_since_on + codes.n_samples)
+        self.fields_since_on = torch.where(on, 0, self.fields_since_on + (n_fields or codes.n_samples))
 
     def mask(self) -> Tensor:
         """Boolean ``(n_concepts,)``: the dead."""
         return self.fields_since_on >= self.dead_after
 
-    def refresh(self) -> None:
-        """Bring :attr:`known` up to date; waits for the device."""
+    def refresh(self, exist: bool | None = None) -> None:
+        """Bring :attr:`known` up to date; waits for the device. `exist`: whether any shard of the dictionary has dead
+        concepts, asked of this one by default."""
         self._known = self.mask()
-        self._any_known = bool(self._known.any())
+        self.exist = bool(self._known.any()) if exist is None else exist
 
     @property
     def known(self) -> Tensor | None:
         """The dead as of the last :meth:`refresh`, ``(n_concepts,)``, or None if there were none. Asking does not wait for
         the device."""
-        return self._known if self._any_known else None
+        return self._known if self.exist else None
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs."""
@@ -54,4 +55,4 @@ class DeadConcepts:
         device = self.fields_since_on.device
         self.fields_since_on = state["dead.fields_since_on"].clone().to(device)
         self._known = state["dead.known"].clone().to(device)
-        self._any_known = bool(self._known.any())
+        self.exist = bool(self._known.any())

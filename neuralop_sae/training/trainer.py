@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from .. import checkpoint
 from ..layers.rows import RowGradients
+from ..layers.sparsity import Rule
 from ..models.base import SAE, SAEOutput
+from .distributed import Mesh, Single
 from .losses import auxiliary_loss, unexplained_variance
 from .revival import DeadConcepts
 from .row_adam import CHUNK_BYTES, RowAdam, as_table
@@ -112,8 +114,12 @@ def train(
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    parallel: Single | None = None,
 ) -> TrainingHistory:
     """Train a sparse autoencoder in place; it is left in eval mode, on its device.
+
+    Each step updates the concepts that its batch used and leaves the others alone, with their own clocks
+    (:class:`~neuralop_sae.training.row_adam.RowAdam`).
 
     Parameters
     ----------
@@ -129,6 +135,10 @@ def train(
         Go on from the checkpoint there, if there is one.
     progress : bool
         Whether to show a progress bar.
+    parallel : Single or Mesh, optional
+        The ranks to train on, from :func:`neuralop_sae.training.distributed.start`. Every rank calls with the same arguments
+        and the undivided model. With concept parallel ranks each is left with its shard;
+        :func:`neuralop_sae.training.trainer.save_pretrained` saves the whole.
 
     Returns
     -------
@@ -140,6 +150,8 @@ def train(
         If the activations do not fit the model, hold a NaN or Inf, or the checkpoint is of another run.
     FloatingPointError
         If the loss becomes NaN or Inf. The model is left in its last good state.
+    ConnectionError
+        If another rank is lost. The last checkpoint is whole.
 
     Examples
     --------
@@ -150,7 +162,8 @@ def train(
     >>> len(history.rows)
     1
     """
-    run = _Run(sae, activations, config or TrainingConfig(), None if checkpoint_dir is None else Path(checkpoint_dir))
+    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    run = _Run(sae, activations, config or TrainingConfig(), folder, parallel or Single())
     if resume and run.checkpoint_path is not None and run.checkpoint_path.exists():
         run.load()
     else:
@@ -158,26 +171,45 @@ def train(
     return run.go(progress)
 
 
+def save_pretrained(sae: SAE, folder: str | Path, parallel: Single) -> None:
+    """:meth:`SAE.save_pretrained` of a model that ranks hold together: called by all, written once, whole."""
+    whole = parallel.whole_state(sae.state_dict(), sae.concept_axes())
+    if whole is not None:
+        sae.save_pretrained(folder, state=whole)
+
+
 class _Run:
     """One training run: model, optimiser, counters, and their state on disk."""
 
-    def __init__(self, sae: SAE, activations: Activations, config: TrainingConfig, folder: Path | None) -> None:
+    def __init__(
+        self, sae: SAE, activations: Activations, config: TrainingConfig, folder: Path | None, parallel: Single | None = None
+    ) -> None:
         if not len(activations):
             raise ValueError("there are no activations to train on")
         self.sae, self.activations, self.config = sae, activations, config
+        self.parallel = parallel or Single()
+        self.parallel.check(sae, len(activations), config.batch_size)
         self.device = sae.mean.device
         self.checkpoint_path = None if folder is None else folder / CHECKPOINT_NAME
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self.steps_per_epoch = math.ceil(len(activations) / config.batch_size)
         self.n_steps = self.steps_per_epoch * config.n_epochs
-        self.parameters = list(sae.parameters())
-        self.views = [_real_view(parameter) for parameter in self.parameters]
-        self.optimizer = torch.optim.Adam(self.views, lr=config.learning_rate, fused=True)
-        self.row_optimizer = RowAdam(self.parameters, lr=config.learning_rate)
-        self.dead = DeadConcepts(sae.n_concepts, config.dead_after, self.device)
+        self.identity = self._identity()
         self.history = TrainingHistory()
         self.step = 0
+
+    def _begin(self) -> None:
+        """Take this rank's part of the model, and make what a step needs for it."""
+        rate = self.config.learning_rate
+        self.parallel.shard_(self.sae)
+        self.forward = self.parallel.wrap(self.sae)
+        self.axes = self.sae.concept_axes()
+        self.names, self.parameters = map(list, zip(*self.sae.named_parameters(), strict=True))
+        self.views = [_real_view(parameter) for parameter in self.parameters]
+        self.optimizer = torch.optim.Adam(self.views, lr=rate, fused=True)
+        self.row_optimizer = RowAdam(self.parameters, lr=rate)
+        self.dead = DeadConcepts(self.sae.n_concepts, self.config.dead_after, self.device)
 
     def prepare(self) -> None:
         """Statistics and initial dictionary from the activations, which are checked as a whole."""
@@ -188,22 +220,25 @@ class _Run:
             generator = torch.Generator().manual_seed(self.config.seed)
             chosen = torch.randperm(len(self.activations), generator=generator)[:64]
             self.sae.initialize_from(self.activations[chosen].to(self.device), generator)
+        self._begin()
 
     def go(self, progress: bool) -> TrainingHistory:
         self.sae.train()
         last_good = self._state()
         meter = _Meter()
-        bar = tqdm(total=self.n_steps, initial=self.step, desc="train", unit="step", disable=not progress)
+        quiet = not (progress and self.parallel.is_main)
+        bar = tqdm(total=self.n_steps, initial=self.step, desc="train", unit="step", disable=quiet)
         try:
             with bar:
                 for index in self._order():
                     started = time.perf_counter()
-                    meter.update(*self._one_step(self.activations[index].to(self.device)))
+                    x = self.activations[self.parallel.share(index)].to(self.device)
+                    meter.update(*self._one_step(x))
                     self.step += 1
                     self.history.seconds += time.perf_counter() - started
                     bar.update()
                     if self.step % self.config.log_every == 0 or self.step == self.n_steps:
-                        self.dead.refresh()
+                        self._synchronize()
                         bar.set_postfix(self._log(meter))
                         meter = _Meter()
                     if self.step % self.config.check_every == 0 or self.step == self.n_steps:
@@ -214,9 +249,33 @@ class _Run:
         except FloatingPointError:
             self._restore(last_good)
             raise
+        except RuntimeError as error:
+            if isinstance(self.parallel, Mesh):
+                raise self._lost(error) from error
+            raise
         finally:
             self.sae.eval()
         return self.history
+
+    def _lost(self, error: RuntimeError) -> ConnectionError:
+        where = self.checkpoint_path
+        saved = (
+            f"the checkpoint in {where.parent} is whole: go on with resume"
+            if where and where.exists()
+            else "nothing was saved"
+        )
+        return ConnectionError(f"step {self.step} did not finish, another rank is probably lost ({error}); {saved}")
+
+    def _synchronize(self) -> None:
+        """Bring to one state what ranks count each for itself, and what they know of dead concepts."""
+        self.dead.fields_since_on = self.parallel.least_of_data(self.dead.fields_since_on)
+        for rule in (module for module in self.sae.modules() if isinstance(module, Rule)):
+            for buffer in rule.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.parallel.mean_of_data(buffer))
+        dead = self.parallel.sum_of_shards(self.dead.mask().sum())
+        self.dead.refresh(bool(dead))
+        self.dead_fraction = float(dead) / (len(self.dead.mask()) * self.parallel.n_concept)
 
     def _order(self) -> Iterator[Tensor]:
         """Indices of each remaining step. The order of an epoch depends on (seed, epoch) only, so that a resumed run
@@ -231,7 +290,7 @@ class _Run:
         config, sae = self.config, self.sae
         dead = self.dead.known if config.auxiliary_weight else None
         with RowGradients() as rows:
-            out = sae(x, dead=dead, dead_k=config.auxiliary_k)
+            out = self.forward(x, dead=dead, dead_k=config.auxiliary_k)
             unexplained = unexplained_variance(x, out.reconstruction, sae.scale, out.codes.basis)
             loss = unexplained
             if out.dead_reconstruction is not None:
@@ -240,7 +299,7 @@ class _Run:
             if config.gate_weight and out.gates is not None:
                 loss = loss + config.gate_weight * out.gates.sum() / len(x)
             self._update(loss, rows)
-        self.dead.update(out.codes)
+        self.dead.update(out.codes, len(x) * self.parallel.n_data)
         return unexplained.detach(), out
 
     def _update(self, loss: Tensor, rows: RowGradients) -> None:
@@ -250,11 +309,12 @@ class _Run:
         loss.backward()
         for parameter, view in zip(self.parameters, self.views, strict=True):
             view.grad = None if parameter.grad is None else _real_view(parameter.grad, like=parameter)
-        by_row = list(rows.sums())
+        by_row = list(self.parallel.exchange_rows(rows).sums())
         gradients = [view.grad for view in self.views if view.grad is not None]
-        squares = [gradient.square().sum() for gradient in gradients]
-        squares += [as_table(values).square().sum() for g in by_row for _, values in g.chunks(CHUNK_BYTES)]
-        norm = torch.stack(squares).sum().sqrt()
+        zero = self.sae.scale.new_zeros(())
+        shared = sum((gradient.square().sum() for gradient in gradients), zero)
+        mine = sum((as_table(values).square().sum() for g in by_row for _, values in g.chunks(CHUNK_BYTES)), zero)
+        norm = (shared + self.parallel.sum_of_shards(mine)).sqrt()
         factor = (self.config.gradient_clip / norm.clamp_min(1e-6)).clamp_max(1.0)
         torch._foreach_mul_(gradients, factor)
         for group in (*self.optimizer.param_groups, *self.row_optimizer.param_groups):
@@ -269,15 +329,16 @@ class _Run:
         return rise * fall
 
     def _log(self, meter: _Meter) -> dict[str, float]:
-        row = meter.means()
-        row["dead_fraction"] = float(self.dead.mask().double().mean())
+        row = meter.means(self.parallel)
+        row["dead_fraction"] = self.dead_fraction
         position = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
         self.history.rows.append({**position, **row, "learning_rate": self.config.learning_rate * self._rate()})
         return {name: round(value, 4) for name, value in row.items()}
 
     def _check_finite(self) -> None:
         values = [self.sae.scale.new_zeros(()), *(view.detach().sum() for view in self.views)]
-        if not torch.stack([value.to(values[0].dtype) for value in values]).sum().isfinite():
+        total = torch.stack([value.to(values[0].dtype) for value in values]).sum()
+        if not self.parallel.mean_of_data(self.parallel.sum_of_shards(total)).isfinite():
             raise FloatingPointError(
                 f"the parameters became NaN or Inf between steps {self.step - self.config.check_every} and {self.step}; "
                 f"the model was put back to its last good state. A learning rate below {self.config.learning_rate} may help"
@@ -295,6 +356,14 @@ class _Run:
         state |= self.dead.state()
         return {name: tensor.detach().clone() for name, tensor in state.items()}
 
+    def _axes_of_state(self) -> dict[str, int]:
+        """Which tensors of :meth:`_state` are divided between shards, and along which axis."""
+        axes = {f"model.{name}": axis for name, axis in self.axes.items()} | dict.fromkeys(self.dead.state(), 0)
+        for number, name in enumerate(self.names):
+            if name in self.axes:
+                axes |= {f"row_optimizer.{number}.{moment}": 0 for moment in ("exp_avg", "exp_avg_sq", "steps")}
+        return axes
+
     def _restore(self, state: dict[str, Tensor]) -> None:
         prefix = "model."
         self.sae.load_state_dict({name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)})
@@ -306,6 +375,7 @@ class _Run:
                 prefix = f"{kind}.{number}."
                 moments |= {name[len(prefix) :]: t.to(view.device) for name, t in state.items() if name.startswith(prefix)}
         self.dead.load(state)
+        self.dead.exist = bool(self.parallel.sum_of_shards(state["dead.known"].sum()))
 
     def _identity(self) -> str:
         """What a checkpoint must share with a run that resumes it."""
@@ -317,19 +387,22 @@ class _Run:
         if self.checkpoint_path is None:
             return
         progress = {"step": self.step, "rows": self.history.rows, "seconds": self.history.seconds}
-        header = {"run": self._identity(), "progress": json.dumps(progress)}
-        checkpoint.write_tensors(self.checkpoint_path, self._state(), header)
+        header = {"run": self.identity, "progress": json.dumps(progress)}
+        whole = self.parallel.whole_state(self._state(), self._axes_of_state())
+        if whole is not None:
+            checkpoint.write_tensors(self.checkpoint_path, whole, header)
 
     def load(self) -> None:
         """Take up the checkpoint."""
         assert self.checkpoint_path is not None
         state, header = checkpoint.read_tensors(self.checkpoint_path)
-        if header.get("run") != self._identity():
+        if header.get("run") != self.identity:
             raise ValueError(
                 f"{self.checkpoint_path} is of another run (model, configuration or number of fields differ); "
                 "resume with the same, or train in another folder"
             )
-        self._restore(state)
+        self._begin()
+        self._restore(self.parallel.my_state(state, self._axes_of_state()))
         progress = json.loads(header["progress"])
         self.step = progress["step"]
         self.history = TrainingHistory(progress["rows"], progress["seconds"])
@@ -349,8 +422,12 @@ class _Meter:
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self._n += 1
 
-    def means(self) -> dict[str, float]:
-        row = {name: float(value) / self._n for name, value in self._sums.items()}
+    def means(self, parallel: Single) -> dict[str, float]:
+        """Over all ranks: shards add up their concepts, data ranks average."""
+        sums = {name: value / self._n for name, value in self._sums.items()}
+        for name in ("l0", "l0_local"):
+            sums[name] = parallel.sum_of_shards(sums[name])
+        row = {name: float(parallel.mean_of_data(value)) for name, value in sums.items()}
         return {"loss": row["loss"], "fve": 1.0 - row["loss"], "l0": row["l0"], "l0_local": row["l0_local"]}
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neuralop_sae.layers.rows import RowGradients, distinct, take_rows
+from neuralop_sae.layers.dense import OuterProducts
+from neuralop_sae.layers.rows import Part, RowGradient, RowGradients, Rows, distinct, take_rows
+from neuralop_sae.layers.selection import Selection
 from neuralop_sae.testing import assert_equal
 
 INDICES = {
@@ -192,3 +194,101 @@ def test_static_distinct_pads_with_the_size(index: Tensor) -> None:
 def test_distinct_is_static_on_devices_that_would_wait(device: torch.device) -> None:
     found, _ = distinct(torch.tensor([1, 1, 0], device=device), 4)
     assert found.tolist() == ([0, 1] if device.type == "cpu" else [0, 1, 4])
+
+
+# A parameter of 9 concepts, 2 x 3 modes and 2 channels, concepts on its second axis; a row has 12 numbers.
+ROW_SHAPE, ROW_BYTES = (2, 3, 2), 12 * 16
+
+
+def outer_products(mask: Tensor) -> OuterProducts:
+    selection = Selection.from_mask(mask)
+    left = torch.randn(len(selection), 6, dtype=torch.complex128)
+    return OuterProducts(selection, left, torch.randn(len(mask), 6, 2, dtype=torch.complex128))
+
+
+def row_part(index: list[int]) -> Rows:
+    return Rows(torch.tensor(index, dtype=torch.int64), torch.randn(len(index), *ROW_SHAPE, dtype=torch.complex128))
+
+
+def some(n_samples: int, density: float) -> Tensor:
+    return torch.rand(n_samples, 9, generator=torch.Generator().manual_seed(2)) < density
+
+
+def parts_of(name: str) -> list[Part]:
+    return {
+        "rows": lambda: [row_part([4, 0, 7, 2, 8])],
+        "rows, repeated": lambda: [row_part([3, 8, 3, 3, 0, 1, 8])],
+        "one row": lambda: [row_part([5])],
+        "several rows": lambda: [row_part([4, 1]), row_part([1, 1, 0]), row_part([]), row_part([8, 6, 4])],
+        "outer products, few": lambda: [outer_products(some(30, 0.01))],
+        "outer products, many": lambda: [outer_products(some(3, 0.7))],
+        "both": lambda: [outer_products(some(4, 0.4)), row_part([8, 8, 2]), outer_products(some(2, 0.9))],
+    }[name]()
+
+
+PARTS = ["rows", "rows, repeated", "one row", "several rows", "outer products, few", "outer products, many", "both"]
+
+
+def collected(parts: list[Part]) -> RowGradient:
+    rows, weight = RowGradients(), parameter(2, 9, 2, 3, dtype=torch.complex128)
+    for part in parts:
+        rows.add(weight, (1, 2, 3, 0), part)
+    (gradient,) = rows.sums()
+    return gradient
+
+
+def expected_rows(parts: list[Part]) -> Tensor:
+    """The whole gradient ``(9, *ROW_SHAPE)``, one entry after the other."""
+    total = torch.zeros(9, *ROW_SHAPE, dtype=torch.complex128)
+    for part in parts:
+        for n, row in enumerate(part.index.tolist()):
+            if isinstance(part, Rows):
+                total[row] += part.values[n]
+            else:
+                assert isinstance(part, OuterProducts)
+                right = part.right[int(part.selection.sample[n])]
+                total[row] += (part.left[n, :, None] * right).reshape(ROW_SHAPE)
+    return total
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, ROW_BYTES, 2 * ROW_BYTES, 3 * ROW_BYTES - 1, 4 * ROW_BYTES, 10**6])
+@pytest.mark.parametrize("name", PARTS)
+def test_chunks_are_the_values_a_few_rows_at_a_time(name: str, n_bytes: int) -> None:
+    """Less than a row is a row; sizes that do not divide the number of rows leave a smaller last chunk."""
+    parts = parts_of(name)
+    gradient = collected(parts)
+    chunks = list(gradient.chunks(n_bytes))
+    assert [n for rows, _ in chunks for n in range(rows.start, rows.stop)] == list(range(len(gradient.index)))
+    n_rows = max(1, n_bytes // ROW_BYTES)
+    assert [rows.stop - rows.start for rows, _ in chunks[:-1]] == [n_rows] * (len(chunks) - 1)
+    assert 1 <= chunks[-1][0].stop - chunks[-1][0].start <= n_rows
+    expected = expected_rows(parts)
+    for rows, values in chunks:
+        assert values.shape == (rows.stop - rows.start, *ROW_SHAPE)
+        assert_equal("chunk", values, expected[gradient.index[rows]])
+    assert_equal("all", torch.cat([values for _, values in chunks]), gradient.values)
+    assert gradient.index.tolist() == sorted({row for part in parts for row in part.index.tolist()})
+
+
+def test_chunks_of_single_precision_rows_are_counted_in_their_own_bytes() -> None:
+    weight = parameter(7, 5, dtype=torch.float32)
+    with RowGradients() as rows:
+        take_rows(weight, torch.arange(7)).square().sum().backward()
+    (gradient,) = rows.sums()
+    assert [chunk.stop - chunk.start for chunk, _ in gradient.chunks(3 * 5 * 4)] == [3, 3, 1]
+
+
+def test_chunks_of_no_rows_are_empty() -> None:
+    (chunk,) = collected([row_part([])]).chunks(1)
+    assert chunk[0] == slice(0, 0)
+    assert chunk[1].shape == (0, *ROW_SHAPE)
+
+
+def test_chunks_are_one_on_devices_that_would_wait(device: torch.device) -> None:
+    weight = nn.Parameter(torch.randn(6, 3, device=device))
+    with RowGradients() as rows:
+        take_rows(weight, torch.tensor([4, 1, 4], device=device)).square().sum().backward()
+    (gradient,) = rows.sums()
+    chunks = list(gradient.chunks(1))
+    assert len(chunks) == (2 if device.type == "cpu" else 1)
+    assert_equal("all", torch.cat([values for _, values in chunks]), gradient.values)

@@ -83,3 +83,62 @@ def test_slots_of_equally_many_concepts_are_views() -> None:
     rows = torch.randn(6, 2)
     assert selection.to_slots(rows).data_ptr() == rows.data_ptr()
     assert selection.to_rows(selection.to_slots(rows)).data_ptr() == rows.data_ptr()
+
+
+def all_index(n_samples: int, k: int) -> torch.Tensor:
+    return torch.stack([torch.randperm(6)[:k] for _ in range(n_samples)])
+
+
+@pytest.mark.parametrize("k", [1, 2, 6])
+@pytest.mark.parametrize("n_samples", [1, 2, 3, 6, 7])
+def test_split_covers_every_sample_once(n_samples: int, k: int) -> None:
+    """Also in sizes that do not divide the number of samples."""
+    selection = Selection.from_index(all_index(7, k), 6)
+    parts = list(selection.split(n_samples))
+    assert [b for samples, _ in parts for b in range(samples.start, samples.stop)] == list(range(7))
+    assert [samples.stop - samples.start for samples, _ in parts[:-1]] == [n_samples] * (len(parts) - 1)
+    rows = torch.randn(len(selection), 2)
+    taken = []
+    for samples, part in parts:
+        assert (part.n_samples, part.n_concepts, part.every) == (samples.stop - samples.start, 6, k)
+        assert torch.equal(part.mask(), selection.mask()[samples])
+        mine = rows[(selection.sample >= samples.start) & (selection.sample < samples.stop)]
+        assert torch.equal(part.to_slots(mine), selection.to_slots(rows)[samples])
+        taken.append(torch.stack([part.sample + samples.start, part.concept]))
+    assert torch.equal(torch.cat(taken, 1), torch.stack([selection.sample, selection.concept]))
+
+
+def test_split_parts_have_a_layout_of_their_own() -> None:
+    """The layout is cached: that of the whole must not be that of a part."""
+    selection = Selection.from_index(all_index(5, 2), 6)
+    assert selection.width == 2
+    assert selection.to_slots(torch.randn(10, 3)).shape == (5, 2, 3)
+    assert [part.to_slots(torch.randn(len(part), 3)).shape[0] for _, part in selection.split(2)] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("n_samples", [3, 4, 100])
+def test_split_of_all_samples_is_the_selection_itself(n_samples: int) -> None:
+    selection = Selection.from_index(torch.tensor(INDICES["unsorted"]), 4)
+    ((samples, part),) = selection.split(n_samples)
+    assert samples == slice(0, 3)
+    assert part is selection
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_split_leaves_samples_of_unknown_size_together(name: str) -> None:
+    selection = Selection.from_mask(torch.tensor(MASKS[name], dtype=torch.bool))
+    ((samples, part),) = selection.split(1)
+    assert samples == slice(0, 3)
+    assert part is selection
+
+
+def test_split_of_nothing() -> None:
+    no_concept = Selection.from_index(torch.zeros(3, 0, dtype=torch.int64), 4)
+    assert [(samples, len(part), part.n_samples) for samples, part in no_concept.split(2)] == [
+        (slice(0, 2), 0, 2),
+        (slice(2, 3), 0, 1),
+    ]
+    no_sample = Selection.from_index(torch.zeros(0, 2, dtype=torch.int64), 4)
+    ((samples, part),) = no_sample.split(1)
+    assert samples == slice(0, 0)
+    assert part is no_sample

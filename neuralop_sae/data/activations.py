@@ -1,0 +1,55 @@
+"""Activations from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+
+def load_activations(path: str | Path) -> Tensor:
+    """Activations ``(N, channels, *grid)`` from a ``.safetensors`` file (its tensor "activations", or its only one) or a
+    ``.npy`` file, which is mapped into memory, not read.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is of another kind, not whole, holds several tensors, or what it holds is no batch of real fields.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    readers = {".safetensors": _from_safetensors, ".npy": _from_numpy}
+    if path.suffix not in readers:
+        raise ValueError(f"activations are read from {' or '.join(readers)} files, got {path.name}")
+    activations = readers[path.suffix](path)
+    if activations.ndim < 3 or not activations.is_floating_point():
+        raise ValueError(
+            f"activations are real fields (N, channels, *grid), but {path.name} holds {activations.dtype} of shape "
+            f"{tuple(activations.shape)}"
+        )
+    return activations
+
+
+def _from_safetensors(path: Path) -> Tensor:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            name = "activations" if "activations" in names else names[0] if len(names) == 1 else None
+            if name is None:
+                raise ValueError(f"{path.name} holds the tensors {names}; name one of them 'activations'")
+            return file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is not a whole safetensors file ({error})") from error
+
+
+def _from_numpy(path: Path) -> Tensor:
+    try:
+        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    except (ValueError, TypeError, EOFError) as error:
+        raise ValueError(f"{path.name} is no array that can be read without unpickling ({error})") from error
