@@ -83,7 +83,9 @@ class _ConceptLayer(nn.Module):
     @property
     def kernels(self) -> Kernels:
         """The spectral weight, concept by concept."""
-        return kernels_of(self.conv.weight, self.concept_axis)
+        kernels = kernels_of(self.conv.weight, self.concept_axis)
+        kernels.exchange = self.exchange
+        return kernels
 
     def skip_rows(self, concepts: Tensor | slice) -> Tensor | None:
         """Pointwise parts of some concepts, ``(n, m)``; None without a skip."""

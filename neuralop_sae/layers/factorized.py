@@ -78,7 +78,8 @@ class MixedKernels(Kernels):
         return "rs"[: len(self.mixing_shape)]
 
     def _contract(self, before: str, after: str, *data: Tensor) -> Tensor:
-        terms, factors = self._template_factors()
+        terms, shared = self._template_factors()
+        factors = [self.exchange.spread(factor) for factor in shared]  # every shard of a dictionary holds them all
         return _einsum(f"{','.join([terms, before] if before else [terms])}->{after}", *factors, *data)
 
     def templates(self) -> Tensor:

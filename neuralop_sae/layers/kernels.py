@@ -10,6 +10,7 @@ from tltorch.factorized_tensors.core import FactorizedTensor
 from torch import Tensor
 
 from ..registry import Registry
+from .exchange import ALONE, Exchange
 from .selection import Selection
 
 forms: Registry[type[Kernels]] = Registry("factorization")
@@ -33,7 +34,11 @@ class Kernels(ABC):
     ----------
     n_concepts, n_modes, n_channels : int
         p, K and m.
+    exchange : Exchange
+        Whom to ask about concepts of other shards, where the dictionary is distributed.
     """
+
+    exchange: Exchange = ALONE
 
     def __init__(self, weight: FactorizedTensor, axis: int) -> None:
         self.weight, self.axis = weight, axis

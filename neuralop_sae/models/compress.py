@@ -68,7 +68,7 @@ def compress(
 ) -> Compression:
     r"""Factorise the spectral weights of a trained dense model.
 
-    Encoder and decoder are decomposed one by one (:func:`neuralop_sae.layers.decompose.decompose_`), nearest in the norm
+    Encoder and decoder are decomposed one by one (:func:`neuralop_sae.layers.decompose.decompose_`), by the norm
 
     .. math:: \|W\|^2 = \sum_{c, i, \kappa} w_\kappa |W_{ci}(\kappa)|^2
 
@@ -85,7 +85,8 @@ def compress(
         A dense :class:`~neuralop_sae.SAEFNO`, or another spectral model whose constructor takes `factorization` and `rank`,
         which then makes the factorised one.
     factorization : {"tucker", "cp", "tt"}
-        Form of the weights.
+        Form of the weights. CP is found by alternating least squares, for small dictionaries only: about a minute on one CPU
+        core, where the others take a fifth of a second (256 concepts, 16 channels, 9 x 9 modes, rank 0.2).
     rank : float, int or sequence of int
         A share of the dense parameters, or ranks; see :class:`~neuralop_sae.SAETFNO`.
     activations : Tensor, optional
