@@ -114,7 +114,9 @@ def oracle_pass(sae: ns.SAE) -> Step:
 
 def trainer_run(sae: ns.SAE, x: Tensor) -> _Run:
     """The trainer's own run on some fields, ready for ``_one_step``."""
-    return _Run(sae, x, ns.TrainingConfig(batch_size=len(x)), None)
+    run = _Run(sae, x, ns.TrainingConfig(batch_size=len(x)), None)
+    run.prepare()
+    return run
 
 
 def trainer_step(sae: ns.SAE, x: Tensor) -> Step:
