@@ -29,7 +29,7 @@ from .layers import (
     register_concept_rule,
     register_domain_rule,
 )
-from .models import SAE, SAEFNO, SAETFNO, SAEOutput, SAEPointwise, load
+from .models import SAE, SAEFNO, SAETFNO, Compression, SAEOutput, SAEPointwise, compress, load
 from .training.trainer import TrainingConfig, TrainingHistory, train
 
 __version__ = "0.1.0"
@@ -40,6 +40,7 @@ __all__ = [
     "SAETFNO",
     "All",
     "BatchTopK",
+    "Compression",
     "ConceptCodes",
     "ConceptRule",
     "DomainRule",
@@ -61,6 +62,7 @@ __all__ = [
     "ablate",
     "capture",
     "code_consistency",
+    "compress",
     "evaluate",
     "faithfulness",
     "find_sites",

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from neuralop_sae.layers.rows import RowGradient, RowGradients
 from neuralop_sae.training.losses import unexplained_variance
-from neuralop_sae.training.row_adam import as_table
-from neuralop_sae.training.trainer import _real_view, _Run
+from neuralop_sae.training.trainer import _Run
 
 
 @dataclass(frozen=True)
@@ -112,9 +111,9 @@ def count(s: Setting, oversample: int, used_rows: int) -> dict[str, Part]:
         "backward": Part(
             B * m * F + n * (2 * F + N) + 6 * P * n * m * N, 8 * n * m * K, n * (8 * m * K + 16 * N) + 8 * B * m * N
         ),
-        "gradient rows": Part(0, 16 * n * m * K, 4 * numbers),
-        "clipping": Part(3 * numbers, 0, 12 * numbers),
-        "Adam": Part(14 * numbers, 0, 28 * numbers),
+        # Rows of a gradient are formed in cache, a few at a time, once for the norm and once for the update.
+        "gradient norm": Part(2 * numbers, 16 * n * m * K, 0),
+        "Adam": Part(14 * numbers, 16 * n * m * K, 24 * numbers),
     }
 
 
@@ -158,18 +157,10 @@ def _one_step_in_parts(run: _Run, x: Tensor, device: torch.device) -> tuple[dict
         values, _ = part("codes", lambda: sae._express(spectrum, selection, scores))
         loss = part("decoder and loss", decode_and_compare)
         part("backward", loss.backward)
-    by_row = part("gradient rows", lambda: list(rows.sums()))
-    part("clipping", lambda: _clip(run, by_row))
-    part("Adam", lambda: (run.optimizer.step(), run.row_optimizer.step(rows=by_row)))
+    by_row = list(rows.sums())
+    factor = part("gradient norm", lambda: run._clip(by_row))
+    part("Adam", lambda: (run.optimizer.step(), run.row_optimizer.step(rows=by_row, scale=factor)))
     return seconds, by_row
-
-
-def _clip(run: _Run, by_row: list[RowGradient]) -> None:
-    for parameter, view in zip(run.parameters, run.views, strict=True):
-        view.grad = None if parameter.grad is None else _real_view(parameter.grad, like=parameter)
-    gradients = [view.grad for view in run.views if view.grad is not None] + [as_table(g.values) for g in by_row]
-    factor = run.config.gradient_clip / torch.nn.utils.get_total_norm(gradients).clamp_min(1e-6)
-    torch._foreach_mul_(gradients, factor.clamp_max(1.0))
 
 
 def floor_rows(s: Setting, batches: list[Tensor], rates: Rates, device: torch.device, repeats: int) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from .base import SAE, SAEOutput, load, saes
 from .baselines import SAEPointwise
+from .compress import Compression, compress
 from .fno import SAEFNO, SAETFNO
 
-__all__ = ["SAE", "SAEFNO", "SAETFNO", "SAEOutput", "SAEPointwise", "load", "saes"]
+__all__ = ["SAE", "SAEFNO", "SAETFNO", "Compression", "SAEOutput", "SAEPointwise", "compress", "load", "saes"]

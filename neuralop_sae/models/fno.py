@@ -161,7 +161,8 @@ class SAETFNO(SAEFNO, name="SAETFNO"):  # type: ignore[call-arg]  # mypy misses 
 
     Examples
     --------
-    >>> sae = SAETFNO(in_channels=8, n_concepts=4096, n_modes=(9, 9), concept_rule=ns.TopK(16), rank=0.02)
+    >>> import torch, neuralop_sae as ns
+    >>> sae = ns.SAETFNO(in_channels=8, n_concepts=4096, n_modes=(9, 9), concept_rule=ns.TopK(16), rank=0.02)
     >>> sae(torch.randn(2, 8, 24, 24)).codes.values.shape
     torch.Size([32, 24, 24])
     """

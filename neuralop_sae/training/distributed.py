@@ -162,7 +162,8 @@ class Mesh(Single):
         self._dense_bytes = sum(parameter.numel() * parameter.element_size() for parameter in dense)
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(sae, process_group=self.data, **{buffers: False})
+        options: dict[str, Any] = {buffers: False}
+        return DistributedDataParallel(sae, process_group=self.data, **options)
 
     def share(self, batch: Tensor) -> Tensor:
         return batch.chunk(self.n_data)[self.data_rank]

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import checkpoint
-from ..layers.rows import RowGradients
+from ..layers.rows import RowGradient, RowGradients
 from ..layers.sparsity import Rule
 from ..models.base import SAE, SAEOutput
 from .distributed import Mesh, Single
@@ -307,9 +307,17 @@ class _Run:
         for parameter in self.parameters:
             parameter.grad = None
         loss.backward()
+        by_row = list(self.parallel.exchange_rows(rows).sums())
+        factor = self._clip(by_row)
+        for group in (*self.optimizer.param_groups, *self.row_optimizer.param_groups):
+            group["lr"] = self.config.learning_rate * self._rate()
+        self.optimizer.step()
+        self.row_optimizer.step(rows=by_row, scale=factor)
+
+    def _clip(self, by_row: list[RowGradient]) -> Tensor:
+        """Scale the whole gradients to the largest allowed norm; give the factor, which those by row still need."""
         for parameter, view in zip(self.parameters, self.views, strict=True):
             view.grad = None if parameter.grad is None else _real_view(parameter.grad, like=parameter)
-        by_row = list(self.parallel.exchange_rows(rows).sums())
         gradients = [view.grad for view in self.views if view.grad is not None]
         zero = self.sae.scale.new_zeros(())
         shared = sum((gradient.square().sum() for gradient in gradients), zero)
@@ -317,10 +325,7 @@ class _Run:
         norm = (shared + self.parallel.sum_of_shards(mine)).sqrt()
         factor = (self.config.gradient_clip / norm.clamp_min(1e-6)).clamp_max(1.0)
         torch._foreach_mul_(gradients, factor)
-        for group in (*self.optimizer.param_groups, *self.row_optimizer.param_groups):
-            group["lr"] = self.config.learning_rate * self._rate()
-        self.optimizer.step()
-        self.row_optimizer.step(rows=by_row, scale=factor)
+        return factor
 
     def _rate(self) -> float:
         config, done = self.config, self.step
