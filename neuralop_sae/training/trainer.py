@@ -51,9 +51,10 @@ class TrainingConfig(BaseModel):
     seed : int
         Of the order of the fields and the initial dictionary.
     check_every : int
-        Steps between checks for NaN and Inf, after each of which the state is kept as the last good one.
+        Steps between checks for NaN and Inf, after each of which the state is kept as the last good one where there is no
+        folder for checkpoints.
     checkpoint_every : int
-        Steps between checkpoints, where there is a folder for them.
+        Steps between checkpoints, where there is a folder for them; each is checked first, and is the last good state.
     log_every : int
         Steps per row of the history.
     """
@@ -149,7 +150,8 @@ def train(
     ValueError
         If the activations do not fit the model, hold a NaN or Inf, or the checkpoint is of another run.
     FloatingPointError
-        If the loss becomes NaN or Inf. The model is left in its last good state.
+        If the parameters become NaN or Inf. The model is left in its last good state: the last checkpoint, if there is a
+        folder for them.
     ConnectionError
         If another rank is lost. The last checkpoint is whole.
 
@@ -224,7 +226,7 @@ class _Run:
 
     def go(self, progress: bool) -> TrainingHistory:
         self.sae.train()
-        last_good = self._state()
+        last_good = self._keep()
         meter = _Meter()
         quiet = not (progress and self.parallel.is_main)
         bar = tqdm(total=self.n_steps, initial=self.step, desc="train", unit="step", disable=quiet)
@@ -241,12 +243,15 @@ class _Run:
                         self._synchronize()
                         bar.set_postfix(self._log(meter))
                         meter = _Meter()
-                    if self.step % self.config.check_every == 0 or self.step == self.n_steps:
+                    every = self.config.check_every if self.checkpoint_path is None else self.config.checkpoint_every
+                    if self.step % self.config.check_every == 0 or self.step % every == 0 or self.step == self.n_steps:
                         self._check_finite()
-                        last_good = self._state()
-                    if self.step % self.config.checkpoint_every == 0 or self.step == self.n_steps:
-                        self.save()
+                    if self.step % every == 0 or self.step == self.n_steps:
+                        last_good = self._keep()
         except FloatingPointError:
+            if last_good is None:
+                assert self.checkpoint_path is not None
+                last_good = self.parallel.my_state(checkpoint.read_tensors(self.checkpoint_path)[0], self._axes_of_state())
             self._restore(last_good)
             raise
         except RuntimeError as error:
@@ -256,6 +261,13 @@ class _Run:
         finally:
             self.sae.eval()
         return self.history
+
+    def _keep(self) -> dict[str, Tensor] | None:
+        """Keep a state to come back to: on disk where there is a folder, which spares its memory, else a copy."""
+        if self.checkpoint_path is None:
+            return self._state()
+        self.save()
+        return None
 
     def _lost(self, error: RuntimeError) -> ConnectionError:
         where = self.checkpoint_path
