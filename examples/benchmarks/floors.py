@@ -144,8 +144,7 @@ def _one_step_in_parts(run: _Run, x: Tensor, device: torch.device) -> tuple[dict
         return result[0]
 
     def decode_and_compare() -> Tensor:
-        codes = sae._codes(values, selection)
-        return unexplained_variance(x, sae.decode(codes, x.shape[2:]), sae.scale, codes.basis)
+        return unexplained_variance(x, sae._decode(values, selection, x.shape[2:]), sae.scale, sae.basis)
 
     for parameter in run.parameters:
         parameter.grad = None

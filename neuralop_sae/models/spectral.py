@@ -85,8 +85,9 @@ class SpectralSAE(SAE):
         selection, scores = self._rank(spectrum, norms, estimate, bound)
         values, gates = self._express(spectrum, selection, scores)
         codes = self._codes(values, selection)
+        reconstruction = self._decode(values, selection, x.shape[2:])
         revived = None if dead is None else self._revive(spectrum, bound, dead, dead_k, x.shape[2:])
-        return SAEOutput(self.decode(codes, x.shape[2:]), codes, scores, gates, revived)
+        return SAEOutput(reconstruction, codes, scores, gates, revived)
 
     @full_precision
     def encode(self, x: Tensor) -> ConceptCodes:
@@ -101,8 +102,11 @@ class SpectralSAE(SAE):
         """The field ``(B, channels, *output_shape)`` that codes stand for; on the code grid by default."""
         if codes.n_concepts != self.n_concepts:
             raise ValueError(f"codes of {codes.n_concepts} concepts, but this model has n_concepts={self.n_concepts}")
-        field = self.decoder_trunk(self.concept_decoder(codes.values.to(self.dtype), codes.selection))
-        return self.denormalize(self.basis.resample(field, output_shape or codes.grid))
+        return self._decode(codes.values.to(self.dtype), codes.selection, output_shape or codes.grid)
+
+    def _decode(self, values: Tensor, selection: Selection, grid: Sequence[int]) -> Tensor:
+        field = self.decoder_trunk(self.concept_decoder(values, selection))
+        return self.denormalize(self.basis.resample(field, grid))
 
     @property
     def basis(self) -> SpectralBasis:

@@ -51,7 +51,7 @@ class Config(dict):
         return Config(**self)
 
 
-@pytest.mark.parametrize("arch", ["saefno", "SAEFNO"])
+@pytest.mark.parametrize("arch", ["saefno", "SAEFNO", "saetfno"])
 def test_get_model(arch: str) -> None:
     model = {"model_arch": arch, "data_channels": 3, "n_concepts": 6, "n_modes": [5, 4],
              "concept_rule": {"name": "JumpReLU", "threshold": 0.2}, "domain_rule": "Rectify"}  # fmt: skip

@@ -11,8 +11,9 @@ from neuralop.layers.fno_block import FNOBlocks
 from neuralop.layers.spectral_convolution import SpectralConv
 
 from neuralop_sae.layers import BatchTopK, FourierConv, JumpReLU, LocalTopK, SoftThreshold, TopFraction, TopK
-from neuralop_sae.models import SAEFNO
-from neuralop_sae.testing import check_model
+from neuralop_sae.layers.rows import RowGradients
+from neuralop_sae.models import SAEFNO, SAETFNO
+from neuralop_sae.testing import assert_equal, check_model
 
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "defaults": ({"n_concepts": 20}, (8, 9)),
@@ -111,3 +112,88 @@ def test_the_callers_rule_stays_the_callers() -> None:
 def test_a_dictionary_of_any_size_works_with_the_defaults(n_concepts: int) -> None:
     sae = SAEFNO(3, n_concepts, 5)
     assert sae(torch.randn(2, 3, 8)).reconstruction.isfinite().all()
+
+
+FORMS = [("tucker", 0.3), ("cp", 0.3), ("tt", 0.4), ("ComplexTucker", 0.3), ("tucker", (3, 5, 4, 2)), ("tt", (1, 3, 4, 2, 1))]
+
+
+@pytest.mark.parametrize("skip", ["linear", None])
+@pytest.mark.parametrize(("factorization", "rank"), FORMS)
+def test_factorised_contract(factorization: str, rank: Any, skip: str | None) -> None:
+    sae = SAETFNO(3, 16, (5, 4), concept_rule=TopK(4), factorization=factorization, rank=rank, skip=skip)
+    x = torch.randn(3, 3, 8, 9)
+    sae.initialize_from(x)
+    check_model(sae, x)
+
+
+@pytest.mark.parametrize("factorization", ["tucker", "cp", "tt"])
+def test_a_share_of_the_dense_parameters(factorization: str) -> None:
+    share, sizes = 0.1, (16, 2048, (9, 9))
+    sae = SAETFNO(*sizes, factorization=factorization, rank=share)
+    dense = 16 * 2048 * 9 * 5
+    for layer in (sae.concept_encoder, sae.concept_decoder):
+        spent = sum(parameter.numel() for parameter in layer.conv.weight.parameters())
+        assert share * dense / 2 < spent <= share * dense
+
+
+@pytest.mark.parametrize("factorization", ["tucker", "cp", "tt"])
+def test_kernels_start_as_unit_atoms_and_the_encoder_as_their_adjoint(factorization: str) -> None:
+    sae = SAETFNO(4, 64, (5, 5), factorization=factorization, rank=0.3, concept_rule=TopK(8))
+    torch.testing.assert_close(sae.kernel_norms(), torch.ones(64))
+    rows = [layer.kernels.rows(slice(None)) for layer in (sae.concept_encoder, sae.concept_decoder)]
+    torch.testing.assert_close(rows[0], rows[1].conj())
+
+
+@pytest.mark.parametrize("factorization", ["tucker", "cp", "tt"])
+def test_nothing_of_the_size_of_the_dense_dictionary_is_formed(factorization: str) -> None:
+    """In a step with its gradients by row."""
+    sae = SAETFNO(8, 1024, (7, 7), factorization=factorization, rank=0.03, concept_rule=TopK(4), domain_rule="Rectify")
+    x = torch.randn(2, 8, 12, 12)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            leaves = torch.utils._pytree.tree_leaves(out)
+            largest = max([largest, *(t.numel() for t in leaves if isinstance(t, torch.Tensor))])
+            return out
+
+    with Watch(), RowGradients() as rows:
+        sae(x).reconstruction.square().sum().backward()
+        for gradient in rows.sums():
+            list(gradient.chunks(2**20))
+    assert largest < 1024 * 8 * 28 / 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"factorization": "svd"}, "no ranks for factorization 'svd'; known: tucker, cp, tt"),
+        ({"factorization": None}, "SAETFNO is factorised"),
+        ({"rank": 1.5}, r"rank 1.5 as a share of the dense parameters has to be in \(0, 1\]"),
+        ({"rank": (3, 5)}, r"rank \(3, 5\) is impossible for tucker; allowed: 4 ranks"),
+        ({"factorization": "cp", "rank": 0}, "rank 0 is impossible for cp"),
+    ],
+)
+def test_bad_factorisations(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SAETFNO(**{"in_channels": 3, "n_concepts": 16, "n_modes": (5, 4), **arguments})
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the compiler's own
+@pytest.mark.parametrize("factorization", [None, "tucker"])
+def test_compiled_is_eager(factorization: str | None) -> None:
+    sae = SAEFNO(3, 12, (5, 4), concept_rule=TopK(3), factorization=factorization, rank=0.5)
+    x = torch.randn(2, 3, 8, 9)
+    compiled: Any = torch.compile(sae, backend="eager")
+    for training in (True, False):
+        sae.train(training)
+        gradients = []
+        for model in (compiled, sae):
+            sae.zero_grad()
+            out = model(x).reconstruction
+            out.square().sum().backward()
+            gradients.append([out.detach(), *(parameter.grad.clone() for parameter in sae.parameters())])
+        for mine, reference in zip(*gradients, strict=True):
+            assert_equal("compiled", mine, reference)

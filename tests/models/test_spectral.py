@@ -23,6 +23,7 @@ from neuralop_sae.layers import (
     TopFraction,
     TopK,
 )
+from neuralop_sae.layers.rows import RowGradients
 from neuralop_sae.models import SAEFNO, spectral
 from neuralop_sae.testing import assert_equal, check_oracle
 
@@ -457,3 +458,32 @@ def test_frequencies_outside_the_modes_enter_through_the_pointwise_part() -> Non
         expected = torch.einsum("pm,bms->bps", pointwise, x)
         assert_equal("pre-codes", sae.concept_encoder.dense_forward(x), expected, scale=1.0)
         assert_equal("scores", sae(x).scores, out.scores, scale=1.0)
+
+
+@pytest.mark.parametrize("factorization", [None, "tucker"])
+@pytest.mark.parametrize("selection", ["energy", "two_stage"])
+@pytest.mark.parametrize("domain_rule", [Rectify(), SoftLocalTopK(2)], ids=repr)
+def test_a_training_step_does_not_wait_for_the_device(domain_rule: Any, selection: str, factorization: str | None) -> None:
+    """No operator of the pass gives the host a value of a tensor, or a shape that depends on one. On a CPU the field is
+    looked at for NaN, once."""
+    waits = {
+        "aten::_local_scalar_dense",
+        "aten::nonzero",
+        "aten::item",
+        "aten::unique_dim",
+        "aten::_unique2",
+        "aten::is_nonzero",
+    }
+    sae = make(concept_rule=TopK(3), domain_rule=domain_rule, selection=selection, factorization=factorization, rank=0.5)
+    x = torch.randn(2, 3, 8, 9)
+    sae.train()(x)  # constants of the grid are made
+    found: list[str] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    with Watch(), RowGradients():
+        sae(x).reconstruction.square().sum().backward()
+    assert [name for name in found if name in waits] == ["aten::_local_scalar_dense"]
