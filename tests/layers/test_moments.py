@@ -305,6 +305,6 @@ def test_norms_in_chunks(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = make(form, 0, (4, 5), RANKS["low"].get(form))
     row = 8 * (kernels.rank if isinstance(kernels, MixedKernels) else kernels.n_modes * M)
     for n_bytes in (1, 3 * row, 7 * row):
-        monkeypatch.setattr(moments, "chunk_bytes", lambda _: n_bytes)
+        monkeypatch.setattr(moments, "chunk_bytes", lambda _, n_bytes=n_bytes: n_bytes)
         check_norms(kernels, (4, 5), skip=True)
         check_norms(kernels, (4, 5), skip=False)

@@ -31,9 +31,7 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 RULES = [
     "TopK, Rectify | {} | float64",
     "TopK, Rectify | {} | float32",
-    "TopK, no skip | {} | float64",
     "TopK, SoftLocalTopK | {} | float64",
-    "TopK, LocalTopK, energy | {} | float64",
     "All, SoftLocalTopK | {} | float64",
     "JumpReLU, SoftThreshold | {} | float64",
     "trunks | {} | float64",
@@ -42,9 +40,11 @@ RULES = [
     "CP | {} | float64",
     "TT | {} | float64",
 ]
-# A data rank of BatchTopK takes the top of its own share of the batch; the dictionary of SAEPointwise is not divided.
-SHARDS = [rule.format("1 x 2") for rule in [*RULES, "BatchTopK, TopFraction | {} | float64"]]
-DATA = [rule.format("2 x 1") for rule in [*RULES, "pointwise | {} | float64"]]
+# What travels between data ranks does not depend on how concepts are ranked; and of BatchTopK and TopFraction each takes its
+# share of the batch by itself. The dictionary of SAEPointwise is not divided.
+SHARDED = ["TopK, no skip | {} | float64", "TopK, LocalTopK, energy | {} | float64", "BatchTopK, TopFraction | {} | float64"]
+SHARDS = [case.format("1 x 2") for case in [*RULES, *SHARDED]]
+DATA = [case.format("2 x 1") for case in [*RULES, "pointwise | {} | float64"]]
 BOTH = ["TopK, SoftLocalTopK | 2 x 2 | float64", "Tucker | 2 x 2 | float64", "TopK, Rectify | 2 x 2 | float32"]
 
 
@@ -203,14 +203,10 @@ def short(acts, tmp_path_factory):
     return train_on_one(acts, tmp_path_factory.mktemp("short"), SHORT)
 
 
-def run_command(*arguments):
-    process = torchrun(2, "-m", "neuralop_sae.cli", *arguments)
+def test_the_command_on_two_processes_saves_the_model_of_one(acts, short, tmp_path):
+    process = torchrun(2, "-m", "neuralop_sae.cli", *command(acts, tmp_path, SHORT, "--concept-parallel", 2))
     _, err = finish(process, 120)
     assert process.returncode == 0, err
-
-
-def test_the_command_on_two_processes_saves_the_model_of_one(acts, short, tmp_path):
-    run_command(*command(acts, tmp_path, SHORT, "--concept-parallel", 2))
     check_equal(tmp_path, short)
     history = json.loads((tmp_path / "history.json").read_text())
     assert [row["step"] for row in history["rows"]] == [4, 8, 12, 16, 20]
@@ -218,22 +214,6 @@ def test_the_command_on_two_processes_saves_the_model_of_one(acts, short, tmp_pa
     assert history["bytes_per_step"]["reconstruction"] >= N_FIELDS * N_CHANNELS * 12 * 10 * FLOAT
     assert json.loads((short / "history.json").read_text())["bytes_per_step"] == {}
     assert not list(tmp_path.glob(".*")), "temporary files are left"
-
-
-def test_a_checkpoint_of_one_process_resumes_on_two(acts, short, tmp_path, monkeypatch):
-    one_step = trainer._Run._one_step
-
-    def interrupted(run, x):
-        if run.step == 7:
-            raise KeyboardInterrupt
-        return one_step(run, x)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer._Run, "_one_step", interrupted)
-        assert CliRunner().invoke(app, command(acts, tmp_path, SHORT)).exit_code == 130
-    assert step_of(tmp_path) == 4
-    run_command(*command(acts, tmp_path, SHORT, "--concept-parallel", 2, "--resume"))
-    check_equal(tmp_path, short)
 
 
 def step_of(output):
@@ -267,7 +247,8 @@ def workers(launcher):
 
 # Fields large enough for a run to last seconds after its first checkpoint. No auxiliary loss, a ratio of means that several
 # data ranks take each of its own share.
-LONG = {"n_epochs": 20, "batch_size": 16, "checkpoint_every": 2, "log_every": 10, "auxiliary_weight": 0.0}
+LONG = {"n_epochs": 20, "batch_size": 16, "checkpoint_every": 2, "log_every": 2, "auxiliary_weight": 0.0}
+N_STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -280,25 +261,57 @@ def long(large_acts, tmp_path_factory):
     return train_on_one(large_acts, tmp_path_factory.mktemp("long"), LONG)
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers in /proc")
-@pytest.mark.parametrize(("killed", "n_shards"), [(0, 1), (1, 2)])
-def test_a_killed_rank_ends_the_run_and_another_run_goes_on(large_acts, long, tmp_path, killed, n_shards):
-    process = torchrun(2, "-m", "neuralop_sae.cli", *command(large_acts, tmp_path, LONG, "--concept-parallel", n_shards))
+@pytest.fixture
+def interrupted(large_acts, tmp_path, monkeypatch):
+    """The folder of a run on one process that was interrupted after its checkpoint at step 4."""
+    one_step = trainer._Run._one_step
+
+    def step(run, x):
+        if run.step == 5:
+            raise KeyboardInterrupt
+        return one_step(run, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Run, "_one_step", step)
+        assert CliRunner().invoke(app, command(large_acts, tmp_path, LONG)).exit_code == 130
+    return tmp_path
+
+
+def kill_one_of_two(acts, output, killed, *options):
+    """Run on two processes until a new checkpoint is there, and kill a rank; the step of the last checkpoint."""
+    begun = max(step_of(output), 0)
+    process = torchrun(2, "-m", "neuralop_sae.cli", *command(acts, output, LONG, *options))
     deadline = time.monotonic() + 60
-    while step_of(tmp_path) < 2 and process.poll() is None and time.monotonic() < deadline:
+    while step_of(output) <= begun and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert step_of(tmp_path) >= 2, finish(process, 1)
     ranks = workers(process)
-    assert sorted(ranks) == [0, 1]
+    if sorted(ranks) != [0, 1] or step_of(output) <= begun:
+        pytest.fail(f"no step was made: {finish(process, 1)}")
     os.kill(ranks[killed], signal.SIGKILL)
     _, err = finish(process, 60)
     assert process.returncode != 0
     assert all(rank_of(pid) is None for pid in ranks.values()), "a worker is left"
     assert "a rank was lost" in err
+    assert "go on with" in err
     assert "resume" in err
     assert "MarkupError" not in err
-    assert 2 <= step_of(tmp_path) < 40
-    assert all(tensor.isfinite().all() for tensor in read_tensors(tmp_path / trainer.CHECKPOINT_NAME)[0].values())
+    assert all(tensor.isfinite().all() for tensor in read_tensors(output / trainer.CHECKPOINT_NAME)[0].values())
+    return step_of(output)
+
+
+in_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers in /proc")
+
+
+@in_proc
+def test_one_process_goes_on_where_data_ranks_were_killed(large_acts, long, tmp_path):
+    assert 2 <= kill_one_of_two(large_acts, tmp_path, 0) < N_STEPS
     train_on_one(large_acts, tmp_path, LONG, "--resume")
-    assert step_of(tmp_path) == 40
     check_equal(tmp_path, long)
+
+
+@in_proc
+def test_two_shards_go_on_where_one_process_stopped_and_one_where_they_were_killed(large_acts, long, interrupted):
+    assert step_of(interrupted) == 4
+    assert 6 <= kill_one_of_two(large_acts, interrupted, 1, "--concept-parallel", 2, "--resume") < N_STEPS
+    train_on_one(large_acts, interrupted, LONG, "--resume")
+    check_equal(interrupted, long)
