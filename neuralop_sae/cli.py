@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from . import checkpoint
@@ -77,7 +78,7 @@ def quickstart(
         console.print("[yellow]interrupted; nothing half-written is left[/yellow]")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     except (OSError, ValueError, RuntimeError) as error:
-        console.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
+        console.print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", highlight=False)
         raise typer.Exit(ExitCode.BAD_INPUT) from error
     console.print(_table(metrics))
     for what, name in (("report", "report.html"), ("numbers", "metrics.json"), ("figures", "figures"), ("models", "sae")):
@@ -129,10 +130,10 @@ def train(
         console.print("[yellow]interrupted; the last checkpoint is whole[/yellow]")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     except ConnectionError as error:
-        console.print(f"[red]a rank was lost[/red]: {error}", highlight=False, soft_wrap=True)
+        console.print(f"[red]a rank was lost[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(ExitCode.RANK_LOST) from error
-    except (OSError, ValueError, TypeError, FloatingPointError) as error:
-        console.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False, soft_wrap=True)
+    except (OSError, ValueError, TypeError, FloatingPointError, RuntimeError) as error:
+        console.print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(ExitCode.BAD_INPUT) from error
 
 

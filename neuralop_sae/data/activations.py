@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,10 @@ def _from_safetensors(path: Path) -> Tensor:
 
 def _from_numpy(path: Path) -> Tensor:
     try:
-        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+        # "r", not "c": a private map counts as memory, and a file may be larger than that.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, TypeError, EOFError) as error:
         raise ValueError(f"{path.name} is no array that can be read without unpickling ({error})") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to activations
+        return torch.from_numpy(array)

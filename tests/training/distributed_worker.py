@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -76,33 +76,66 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.to(torch.cdouble) - b.to(torch.cdouble)).abs().max())
 
 
-@cache
-def on_one_process(name: str, dtype: torch.dtype, auxiliary_weight: float) -> tuple[State, State, ns.TrainingHistory]:
-    """State before and after 20 steps, and the history."""
-    sae = build(CASES[name], dtype)
-    run = _Run(sae, activations().to(dtype), config(auxiliary_weight=auxiliary_weight), None)
-    run.prepare()
-    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
-    return before, sae.state_dict(), run.go(progress=False)
+@dataclass(frozen=True)
+class Case:
+    """One of CASES on a mesh; `key` is its name in arguments and results."""
+
+    name: str
+    n_data: int
+    n_concept: int
+    dtype: torch.dtype
+
+    @property
+    def key(self) -> str:
+        return f"{self.name} | {self.n_data} x {self.n_concept} | {str(self.dtype).removeprefix('torch.')}"
+
+    def run(self, mesh: Mesh | None) -> _Run:
+        """Made ready for its 20 steps."""
+        auxiliary_weight = ns.TrainingConfig().auxiliary_weight if self.n_data == 1 else 0.0
+        sae = build(CASES[self.name], self.dtype)
+        run = _Run(sae, activations().to(self.dtype), config(auxiliary_weight=auxiliary_weight), None, mesh)
+        run.prepare()
+        return run
 
 
-def compare(name: str, mesh: Mesh, dtype: torch.dtype) -> dict[str, Any]:
-    """20 steps on one process and on the mesh: the largest difference of a weight, and of a row of the history."""
-    auxiliary_weight = ns.TrainingConfig().auxiliary_weight if mesh.n_data == 1 else 0.0
-    divided = build(CASES[name], dtype)
-    run = _Run(divided, activations().to(dtype), config(auxiliary_weight=auxiliary_weight), None, mesh)
-    run.prepare()
+@dataclass(frozen=True)
+class Expected:
+    """What one process learns."""
+
+    before: State
+    after: State
+    history: ns.TrainingHistory
+
+
+def on_one_process(case: Case) -> Expected:
+    run = case.run(None)
+    before = {name: tensor.clone() for name, tensor in run.sae.state_dict().items()}
+    history = run.go(progress=False)
+    return Expected(before, dict(run.sae.state_dict()), history)
+
+
+def shared_out(cases: list[Case]) -> dict[str, Expected]:
+    """What one process learns of each case; each rank is that one process for some of them."""
+    mine = {case.key: on_one_process(case) for case in cases[dist.get_rank() :: dist.get_world_size()]}
+    everybody: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everybody, mine)
+    return {key: expected for each in everybody for key, expected in each.items()}
+
+
+def compare(case: Case, mesh: Mesh, expected: Expected) -> dict[str, Any]:
+    """The largest difference between the mesh and one process, of a weight and of a row of the history."""
+    run = case.run(mesh)
     found = run.go(progress=False)
-    whole = mesh.whole_state(divided.state_dict(), run.axes)
+    whole = mesh.whole_state(run.sae.state_dict(), run.axes)
     if whole is None:
         return {}
-    before, after, expected = on_one_process(name, dtype, auxiliary_weight)
+    before, after = expected.before, expected.after
     assert whole.keys() == after.keys()
-    trained = {name for name, _ in divided.named_parameters()}
+    rows = zip(expected.history.rows, found.rows, strict=True)
     return {
         "worst": max(difference(whole[name], after[name]) for name in after),
-        "moved": min(difference(before[name], after[name]) for name in trained),
-        "history": max(abs(a[name] - b[name]) for a, b in zip(expected.rows, found.rows, strict=True) for name in a),
+        "moved": min(difference(before[name], after[name]) for name, _ in run.sae.named_parameters()),
+        "history": max(abs(a[name] - b[name]) for a, b in rows for name in a),
         "rows_with_dead": sum(row["dead_fraction"] > 0 for row in found.rows),
     }
 
@@ -153,16 +186,14 @@ def main() -> None:
     with start() as first:
         assert isinstance(first, Mesh)
         world = first.n_data
-        results: dict[str, Any] = {}
-        for n_concept in (1, 2):
-            mesh = Mesh(n_concept, first.device)
-            for name in CASES:
-                for dtype in (torch.float64, torch.float32):
-                    key = f"{name} | {world // n_concept} x {n_concept} | {str(dtype).removeprefix('torch.')}"
-                    if key in sys.argv[1:]:
-                        results[key] = compare(name, mesh, dtype)
+        dtypes = (torch.float64, torch.float32)
+        cases = [Case(name, world // n, n, dtype) for n in (1, 2) for name in CASES for dtype in dtypes]
+        cases = [case for case in cases if case.key in sys.argv[1:]]
+        expected = shared_out(cases)
+        meshes = {n: Mesh(n, first.device) for n in (1, 2)}
+        results: dict[str, Any] = {case.key: compare(case, meshes[case.n_concept], expected[case.key]) for case in cases}
         if "traffic" in sys.argv[1:]:
-            shards, copies = Mesh(2, first.device), Mesh(1, first.device)
+            copies, shards = meshes[1], meshes[2]
             results["traffic"] = {
                 "no skip": traffic(shards),
                 "no skip, more concepts": traffic(shards, n_concepts=64),
