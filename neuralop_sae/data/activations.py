@@ -53,8 +53,8 @@ def _from_numpy(path: Path) -> Tensor:
     try:
         # "r", not "c": a private map counts as memory, and a file may be larger than that.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
+            return torch.from_numpy(array)
     except (ValueError, TypeError, EOFError) as error:
         raise ValueError(f"{path.name} is no array that can be read without unpickling ({error})") from error
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to activations
-        return torch.from_numpy(array)
