@@ -106,6 +106,19 @@ class OuterProducts:
             fields = self.right.index_select(0, sample[some])
             table.index_add_(0, position[some], fields.mul_(left[some, :, None]))
 
+    def square_norm(self, position: Tensor, n_rows: int) -> Tensor | None:
+        r"""See :class:`~neuralop_sae.layers.rows.Part`. The rows are :math:`D_\kappa R_\kappa` with the entries of `left` on
+        the places (row, sample) of D, so their squares sum to :math:`\sum_\kappa \mathrm{tr}\, D_\kappa (R_\kappa
+        R_\kappa^*) D_\kappa^*`: products of samples take the place of channels."""
+        n_samples, n_modes, n_channels = self.right.shape
+        if n_rows * n_samples**2 > 4 * len(self.left) * n_channels:
+            return None
+        placed = self.left.new_zeros(n_modes, n_rows, n_samples)
+        placed[:, position, self.selection.sample] = self.left.T
+        fields = self.right.transpose(0, 1)
+        weighted = torch.bmm(placed, torch.bmm(fields, fields.mH))
+        return torch.linalg.vecdot(torch.view_as_real(placed).flatten(), torch.view_as_real(weighted).flatten())
+
 
 class _Respond(torch.autograd.Function):
     @staticmethod

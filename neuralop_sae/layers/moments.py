@@ -120,11 +120,14 @@ class _Field:
     def of(cls, spectrum: Spectrum, basis: SpectralBasis, form: EnergyForm) -> _Field:
         x, quadrature = spectrum.coefficients, basis.quadrature(spectrum.grid, like=spectrum.field)
         lifted = x * form.inverse[:, None]
-        weighted = (spectrum.field * quadrature).flatten(2)
         held = form.products(lifted.mT, lifted.mT)
-        covariance = weighted @ spectrum.field.flatten(2).mT - held
-        mean = weighted.sum(-1) - form.mean(lifted.transpose(0, 1))
-        return cls(x, lifted, covariance, mean)
+        flat = spectrum.field.flatten(2)
+        if quadrature.numel() == 1:  # the same weight everywhere: no pass over the field
+            moment, mean = quadrature.flatten() * (flat @ flat.mT), quadrature.flatten() * flat.sum(-1)
+        else:
+            weighted = (spectrum.field * quadrature).flatten(2)
+            moment, mean = weighted @ flat.mT, weighted.sum(-1)
+        return cls(x, lifted, moment - held, mean - form.mean(lifted.transpose(0, 1)))
 
 
 @torch.no_grad()

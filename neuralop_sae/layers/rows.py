@@ -28,6 +28,9 @@ class Part(Protocol):
     def add_to(self, total: Tensor, position: Tensor, entries: Tensor | slice) -> None:
         """Add the values of some entries, those of row ``index[entries][i]`` to ``total[position[i]]``."""
 
+    def square_norm(self, position: Tensor, n_rows: int) -> Tensor | None:
+        """Sum of the squares of the rows, entries of one position added up, where that is cheaper than forming them."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -39,6 +42,9 @@ class Rows:
     def add_to(self, total: Tensor, position: Tensor, entries: Tensor | slice) -> None:
         """See :class:`Part`."""
         total.index_add_(0, position, self.values[entries].to(total.dtype))
+
+    def square_norm(self, position: Tensor, n_rows: int) -> None:
+        """See :class:`Part`: they are formed already."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,15 @@ class RowGradient:
         for part, position in self.parts:
             part.add_to(values, position, slice(None))
         return values
+
+    def square_norm(self, n_bytes: int) -> Tensor:
+        """Sum of the squares of all values, ``()`` real; `n_bytes` as for :meth:`chunks`."""
+        if len(self.parts) == 1:
+            part, position = self.parts[0]
+            known = part.square_norm(position, len(self.index))
+            if known is not None:
+                return known
+        return torch.stack([values.abs().square().sum() for _, values in self.chunks(n_bytes)]).sum()
 
     def chunks(self, n_bytes: int) -> Iterator[tuple[slice, Tensor]]:
         """Values of some rows after the other, ``index[rows]`` and ``(n, ...)``, of about `n_bytes` each on a CPU. On an

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from ..layers.rows import RowGradient
 
-CHUNK_BYTES = 2**20
+_LONG_ROW = 2**13
+CHUNK_BYTES = 2**22
 """Of the rows that are formed and updated at a time: what stays in a CPU's cache."""
 
 
@@ -74,34 +76,52 @@ class RowAdam(torch.optim.Optimizer):
         if not state:
             state["exp_avg"] = view.new_zeros(len(view), math.prod(view.shape[1:]))
             state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
-            state["steps"] = torch.zeros(len(view), dtype=torch.int32, device=view.device)
+            state["steps"] = torch.zeros(len(view), dtype=torch.float32, device=view.device)
         return state  # type: ignore[no-any-return]
 
     def _update(self, gradient: RowGradient, group: dict[str, Any], scale: Tensor | float) -> None:
         view, state = as_real(gradient.view), self._moments(gradient)
+        row_bytes = state["exp_avg"][:1].numel() * state["exp_avg"].element_size()
+        on_cpu = gradient.index.device.type == "cpu"
         for rows, values in gradient.chunks(CHUNK_BYTES):
-            index, g, used = gradient.index[rows], as_table(values), None
-            if index.device.type != "cpu":  # surplus entries, see RowGradient
-                used = (index < len(view)).to(g.dtype)[:, None]
-                index = index.clamp_max(len(view) - 1)
-            _update_rows(view, state, index, g.mul_(scale), used, group["lr"], group["betas"], group["eps"])
+            index, g = gradient.index[rows], as_table(values).mul_(scale)
+            if on_cpu and row_bytes >= _LONG_ROW and view[0].is_contiguous():
+                _update_in_place(view.flatten(1), state, index, g, group)
+            else:
+                used = None if on_cpu else (index < len(view)).to(g.dtype)[:, None]  # surplus entries, see RowGradient
+                _update_rows(view, state, index.clamp_max(len(view) - 1), g, used, group)
+
+
+def _update_in_place(table: Tensor, state: dict[str, Tensor], index: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+    """Long rows on a CPU, each as a tensor of its own, through torch's fused kernel: one pass, nothing gathered."""
+    numbers = index.tolist()
+    fused: Any = adam  # its annotations do not have tensors with steps of their own
+    fused(
+        [table[i] for i in numbers],
+        list(g.unbind()),
+        *([state[name][i] for i in numbers] for name in ("exp_avg", "exp_avg_sq")),
+        [],
+        [state["steps"][i] for i in numbers],
+        fused=True,
+        amsgrad=False,
+        maximize=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        eps=group["eps"],
+        weight_decay=0.0,
+    )
 
 
 def _update_rows(
-    view: Tensor,
-    state: dict[str, Tensor],
-    index: Tensor,
-    g: Tensor,
-    used: Tensor | None,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
+    view: Tensor, state: dict[str, Tensor], index: Tensor, g: Tensor, used: Tensor | None, group: dict[str, Any]
 ) -> None:
     """One chunk of rows, small enough for the cache. Entries that `used` (n, 1) marks as surplus change nothing."""
+    (beta, beta_square), lr, eps = group["betas"], group["lr"], group["eps"]
     old = {name: state[name].index_select(0, index) for name in ("exp_avg", "exp_avg_sq", "steps")}
     steps = old["steps"] + 1
-    mean = torch.lerp(old["exp_avg"], g, 1 - betas[0])
-    square = (betas[1] * old["exp_avg_sq"]).addcmul_(g, g, value=1 - betas[1])
+    mean = torch.lerp(old["exp_avg"], g, 1 - beta)
+    square = (beta_square * old["exp_avg_sq"]).addcmul_(g, g, value=1 - beta_square)
     for name, new in (("exp_avg", mean), ("exp_avg_sq", square), ("steps", steps)):
         if used is None:
             state[name].index_copy_(0, index, new)
@@ -109,8 +129,8 @@ def _update_rows(
             change = (new - old[name]) * used.reshape(-1, *(1,) * (new.ndim - 1)).to(new.dtype)
             state[name].index_add_(0, index, change)
     clock = steps.to(torch.float64)[:, None]
-    correction = (1 - betas[1] ** clock).rsqrt().to(g.dtype)
-    rate = (-lr / (1 - betas[0] ** clock)).to(g.dtype)
+    correction = (1 - beta_square**clock).rsqrt().to(g.dtype)
+    rate = (-lr / (1 - beta**clock)).to(g.dtype)
     update = mean.mul_(rate).div_(square.sqrt_().mul_(correction).add_(eps))
     update = update if used is None else update * used
     view.index_add_(0, index, update.view(-1, *view.shape[1:]))

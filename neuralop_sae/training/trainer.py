@@ -22,7 +22,7 @@ from ..models.base import SAE, SAEOutput
 from .distributed import Mesh, Single
 from .losses import auxiliary_loss, unexplained_variance
 from .revival import DeadConcepts
-from .row_adam import CHUNK_BYTES, RowAdam, as_table
+from .row_adam import CHUNK_BYTES, RowAdam
 
 CHECKPOINT_NAME = "training.safetensors"
 
@@ -333,7 +333,7 @@ class _Run:
         gradients = [view.grad for view in self.views if view.grad is not None]
         zero = self.sae.scale.new_zeros(())
         shared = sum((gradient.square().sum() for gradient in gradients), zero)
-        mine = sum((as_table(values).square().sum() for g in by_row for _, values in g.chunks(CHUNK_BYTES)), zero)
+        mine = sum((gradient.square_norm(CHUNK_BYTES) for gradient in by_row), zero)
         norm = (shared + self.parallel.sum_of_shards(mine)).sqrt()
         factor = (self.config.gradient_clip / norm.clamp_min(1e-6)).clamp_max(1.0)
         torch._foreach_mul_(gradients, factor)

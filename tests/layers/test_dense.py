@@ -310,3 +310,17 @@ def test_adjoint(axis: int, modes: tuple[int, ...]) -> None:
     assert_equal("adjoint", left.detach(), right.detach())
     assert kernels.rows(slice(None)).is_contiguous()
     assert not kernels.rows(slice(None)).is_conj()
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_square_norm_of_row_gradients(name: str) -> None:
+    """By products of samples where that is cheaper, else by forming the rows; with one share and with two."""
+    kernels, selection = make(1), SELECTIONS[name]
+    x, probe = draw(B, kernels.n_modes, M), draw(len(selection), kernels.n_modes)
+    for n_shares in (1, 2):
+        with RowGradients() as rows:
+            for _ in range(n_shares):
+                (kernels.respond(x, selection) * probe).real.sum().backward()
+        (gradient,) = rows.sums()
+        expected = gradient.values.abs().square().sum()
+        assert_equal("square norm", gradient.square_norm(100), expected)

@@ -136,7 +136,7 @@ def test_chunks_change_nothing(n_rows: int, dtype: torch.dtype, monkeypatch: pyt
 @pytest.mark.parametrize("last", [True, False], ids=["last row used", "last row not used"])
 def test_surplus_entries_change_nothing(last: bool) -> None:
     """What an accelerator does, step by step on the CPU: padded indices, clamped to the last row, with a mask of use."""
-    p, settings = 5, (0.05, (0.9, 0.999), 1e-8)
+    p, settings = 5, {"lr": 0.05, "betas": (0.9, 0.999), "eps": 1e-8}
     plain, padded = (nn.Parameter(t) for t in torch.randn(1, p, 3, dtype=torch.float64).repeat(2, 1, 1))
     optimizers = [RowAdam([parameter], lr=0.05) for parameter in (plain, padded)]
     for parameter, optimizer in zip((plain, padded), optimizers, strict=True):  # moments that are not zero
@@ -148,7 +148,7 @@ def test_surplus_entries_change_nothing(last: bool) -> None:
         values = torch.zeros(len(found), 3, dtype=torch.float64).index_add(0, position, torch.randn(len(used), 3).double())
         optimizers[0].step(rows=[gradient(plain, found[:n], values[:n])])
         mask = (found < p).to(torch.float64)[:, None]
-        row_adam._update_rows(padded.detach(), optimizers[1].state[padded], found.clamp_max(p - 1), values, mask, *settings)
+        row_adam._update_rows(padded.detach(), optimizers[1].state[padded], found.clamp_max(p - 1), values, mask, settings)
         assert_equal("values", padded.detach(), plain.detach())
         for name, expected in optimizers[0].state[plain].items():
             assert_equal(name, optimizers[1].state[padded][name].double(), expected.double())
@@ -240,3 +240,21 @@ def test_errors() -> None:
     for wrong in settings:
         with pytest.raises(ValueError, match=r"lr > 0, eps > 0 and betas in \[0, 1\) are needed, got"):
             RowAdam([parameter], **wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+def test_long_rows_are_updated_as_short_ones(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through torch's fused kernel, row by row, in the parameter's own memory."""
+    start = torch.randn(4, 3, 5, dtype=dtype)
+    steps = sparse_steps(4, (3, 5), dtype)
+    results = []
+    for long_row in (1, 10**9):
+        monkeypatch.setattr(row_adam, "_LONG_ROW", long_row)
+        parameter = nn.Parameter(start.clone())
+        optimizer = RowAdam([parameter], lr=0.05)
+        for index, values in steps:
+            optimizer.step(rows=[gradient(parameter, index, values)])
+        results.append([parameter.detach(), *optimizer.state[parameter].values()])
+    assert not torch.equal(results[0][0], start)
+    for fused, gathered in zip(*results, strict=True):
+        assert_equal("fused", fused, gathered)
