@@ -18,7 +18,7 @@ from rich.table import Table
 from . import checkpoint
 from .data.activations import load_activations
 from .models.base import saes
-from .quickstart import QuickstartConfig
+from .quickstart import QuickstartConfig, check_device
 from .quickstart import quickstart as run
 from .training import distributed, trainer
 
@@ -150,6 +150,7 @@ def _train(
     seed: int,
 ) -> None:
     checkpoint.check_writable(output)
+    check_device(device)
     fields = load_activations(activations)
     torch.manual_seed(seed)
     sae = saes.get(model)(in_channels=fields.shape[1], n_concepts=n_concepts, **_json(arguments, "--arguments"))  # type: ignore[call-arg]

@@ -125,7 +125,7 @@ def quickstart(
     started = time.perf_counter()
     output = Path(output)
     checkpoint.check_writable(output)
-    _check_device(device)
+    check_device(device)
     torch.manual_seed(config.seed)
 
     say("1/5  Darcy flow: coefficient fields and solutions")
@@ -161,7 +161,7 @@ def quickstart(
     return metrics
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     """ValueError that names the device if nothing can be put on it."""
     try:
         torch.zeros((), device=device)

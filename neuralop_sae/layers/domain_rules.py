@@ -52,8 +52,10 @@ class SoftThreshold(DomainRule):
         self.thresholds = nn.Parameter(torch.full((n_concepts,), self.threshold))
 
     def activate(self, values: Tensor, concept: Tensor, quadrature: Tensor) -> Tensor:
-        thresholds = take_rows(self.thresholds, concept).clamp_min(0).view(-1, *(1,) * (values.ndim - 1))
-        return torch.relu(values - thresholds)
+        own = take_rows(self.thresholds, concept)
+        # The gradient of a clamp is zero where it acts, and at zero, where thresholds start: they would never move.
+        thresholds = own + (own.clamp_min(0) - own).detach()
+        return torch.relu(values - thresholds.view(-1, *(1,) * (values.ndim - 1)))
 
     def estimate(self, mean: Tensor, mean_square: Tensor) -> Tensor:
         shifted = mean - self.thresholds.detach().clamp_min(0)

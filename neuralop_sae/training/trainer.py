@@ -131,7 +131,8 @@ def train(
     config : TrainingConfig, optional
         How.
     checkpoint_dir : path, optional
-        Folder for ``training.safetensors``: everything that a resumed run needs to go on bit for bit.
+        Folder for ``training.safetensors``: everything that a resumed run needs to go on bit for bit. That of an earlier run
+        is put aside as ``training.previous.safetensors``.
     resume : bool
         Go on from the checkpoint there, if there is one.
     progress : bool
@@ -214,7 +215,11 @@ class _Run:
         self.dead = DeadConcepts(self.sae.n_concepts, self.config.dead_after, self.device)
 
     def prepare(self) -> None:
-        """Statistics and initial dictionary from the activations, which are checked as a whole."""
+        """Statistics and initial dictionary from the activations, which are checked as a whole. The checkpoint of an
+        earlier run in the folder is put aside."""
+        where = self.checkpoint_path
+        if where is not None and self.parallel.is_main and where.exists():
+            where.replace(where.with_stem(f"{where.stem}.previous"))
         mean, scale = channel_statistics(self.sae, self.activations, self.config.batch_size)
         if self.config.normalize:
             self.sae.fit_normalization(mean, scale)

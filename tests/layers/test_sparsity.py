@@ -453,3 +453,15 @@ def test_rules_on_device_and_in_double(rule: Rule, device: torch.device) -> None
         assert code.dtype == torch.float64
         assert code.device == values.device
     assert copy.deepcopy(built).config() == rule.config()
+
+
+def test_soft_thresholds_learn_from_zero_and_from_below() -> None:
+    rule = SoftThreshold()
+    rule.bind(2)
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    for start in (0.0, -0.5):
+        rule.thresholds = torch.nn.Parameter(torch.full((2,), start))
+        codes = rule.activate(values, torch.tensor([0, 1]), torch.ones(1) / 2)
+        assert torch.equal(codes, values)
+        codes.sum().backward()
+        assert rule.thresholds.grad.tolist() == [-2.0, -2.0]

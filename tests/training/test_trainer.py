@@ -204,3 +204,12 @@ def test_pointwise_baseline_trains_too():
     history = train(sae, make_activations(), CONFIG.model_copy(update={"n_epochs": 30}), progress=False)
     assert history["fve"][-1] > 0.8
     assert history.rows[-1]["l0_local"] <= 2
+
+
+def test_a_new_run_puts_the_checkpoint_of_the_last_one_aside(tmp_path):
+    acts = make_activations()
+    train(make_sae(), acts, CONFIG, checkpoint_dir=tmp_path, progress=False)
+    before = (tmp_path / "training.safetensors").read_bytes()
+    train(make_sae(), acts, CONFIG.model_copy(update={"seed": 1}), checkpoint_dir=tmp_path, progress=False)
+    assert (tmp_path / "training.previous.safetensors").read_bytes() == before
+    assert (tmp_path / "training.safetensors").read_bytes() != before
