@@ -147,7 +147,7 @@ def draw(traffic: list[dict[str, Any]]) -> Figure:
         label(axis, f"over {what}", "concepts" if what == "concepts" else "points per side", "kB per step and rank")
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
-        axis.legend()
+        axis.legend(fontsize=7, frameon=False)
     return figure
 
 

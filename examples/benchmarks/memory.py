@@ -178,7 +178,7 @@ def draw(passes: list[dict[str, Any]], steps: list[dict[str, Any]]) -> Figure:
     right.minorticks_off()
     label(right, "factorised dictionary, whole training step", "concepts", "memory (MB)")
     for axis in (left, right):
-        axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(0.02, 0.65))
     return figure
 
 
