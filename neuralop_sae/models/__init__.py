@@ -2,7 +2,7 @@
 
 from .base import SAE, SAEOutput, load, saes
 from .baselines import SAEPointwise
-from .compress import Compression, compress
+from .compression import Compression, compress
 from .fno import SAEFNO, SAETFNO
 
 __all__ = ["SAE", "SAEFNO", "SAETFNO", "Compression", "SAEOutput", "SAEPointwise", "compress", "load", "saes"]

@@ -5,6 +5,9 @@ of the dictionary and sees the whole batch; what travels is the k strongest scor
 shards write, m x K coefficients per sample (one field where the pointwise part needs the grid). Nothing that travels grows
 with the number of concepts. Gradients of rows travel between data ranks in their factors, never as rows.
 
+Two things are taken by each data rank over its own share of a batch: the ``k * batch`` pairs of ``BatchTopK``, whose
+threshold is averaged over the ranks now and then, and the ratio in the auxiliary loss. Everything else is as on one process.
+
 All traffic goes through :class:`Mesh`, which counts it.
 """
 

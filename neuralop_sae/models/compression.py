@@ -109,7 +109,7 @@ def compress(
     Examples
     --------
     >>> import torch, neuralop_sae as ns
-    >>> from neuralop_sae.models.compress import compress
+    >>> from neuralop_sae.models.compression import compress
     >>> sae = ns.SAEFNO(in_channels=4, n_concepts=64, n_modes=(5, 5), concept_rule=ns.TopK(4))
     >>> activations = torch.randn(16, 4, 12, 12)
     >>> compressed = compress(sae, rank=0.5, activations=activations)

@@ -15,7 +15,7 @@ import neuralop_sae
 from neuralop_sae.layers import BatchTopK, JumpReLU, SoftThreshold, TopFraction, TopK
 from neuralop_sae.layers.factorized import MixedKernels
 from neuralop_sae.models import SAEFNO, SAETFNO, SAEPointwise
-from neuralop_sae.models.compress import Compression, compress
+from neuralop_sae.models.compression import Compression, compress
 from neuralop_sae.models.spectral import SpectralSAE
 from neuralop_sae.testing import assert_equal, relative_error
 
@@ -309,7 +309,7 @@ def test_refused_before_any_work(
     def work(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("decomposed")
 
-    monkeypatch.setattr("neuralop_sae.models.compress.decompose_", work)
+    monkeypatch.setattr("neuralop_sae.models.compression.decompose_", work)
     sae = dense()
     with pytest.raises(kind, match=re.escape(message)):
         compress(sae, **changes)
