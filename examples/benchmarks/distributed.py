@@ -3,7 +3,7 @@
 Runs itself under torchrun. A table of bytes per step over the number of concepts and the grid, with and without the pointwise
 skip; the time of a step on one process, with the dictionary divided, and with the batch divided; and the largest difference
 of a weight after 20 steps. On a machine whose processes share cores and memory, time says what distribution costs, not what
-it gains. About three minutes on two cores.
+it gains. A quarter of a minute on two cores.
 
     python examples/benchmarks/distributed.py
 """

@@ -6,7 +6,7 @@ Tucker, CP and TT at several shares of the dense parameters, and the pointwise S
 best of which is taken on a tenth of the training samples that nobody trains on.
 
 The operator's activations are kept in the output folder; a run that was cut off goes on where it stopped.
-About an hour on two cores for 64 concepts and one seed; ``--quick`` takes seconds.
+About half an hour on two cores for 64 concepts and one seed; ``--quick`` takes seconds.
 
     python examples/benchmarks/factorized.py
     python examples/benchmarks/factorized.py --n-concepts 512

@@ -11,7 +11,7 @@ Four curves around the reference setting (64 channels on 64 x 64 points, 16 x 16
   centring, scaling, and the loss), so that what is left can be seen not to grow.
 - concepts on per sample, 8 to 128; and batch, 4 to 64.
 
-About half an hour on two cores; ``--quick`` takes seconds.
+About five minutes on two cores; ``--quick`` takes seconds.
 
     python examples/benchmarks/scaling.py --memory-gb 16
 """
