@@ -52,10 +52,14 @@ class DenseKernels(Kernels):
         return self._table[concepts]
 
     def respond(self, x: Tensor, selection: Selection) -> Tensor:
-        return _Respond.apply(self.weight.tensor, x, self, selection, recording(self.weight.tensor))  # type: ignore[no-any-return]
+        return self._product(x, selection, reads=True)
 
     def write(self, codes: Tensor, selection: Selection) -> Tensor:
-        return _Write.apply(self.weight.tensor, codes, self, selection, recording(self.weight.tensor))  # type: ignore[no-any-return]
+        return self._product(codes, selection, reads=False)
+
+    def _product(self, data: Tensor, selection: Selection, *, reads: bool) -> Tensor:
+        weight = self.weight.tensor
+        return _Product.apply(weight, data, self, selection, recording(weight), reads)  # type: ignore[no-any-return]
 
     def respond_all(self, x: Tensor, concepts: slice) -> Tensor:
         return torch.bmm(x.transpose(0, 1), self._table.detach()[concepts].permute(1, 2, 0))
@@ -120,46 +124,36 @@ class OuterProducts:
         return torch.linalg.vecdot(torch.view_as_real(placed).flatten(), torch.view_as_real(weighted).flatten())
 
 
-class _Respond(torch.autograd.Function):
+class _Product(torch.autograd.Function):
+    """Reading and writing, each the adjoint of the other: `data` are fields ``(B, K, m)`` if it `reads`, else codes
+    ``(n, K)``."""
+
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, x: Tensor, kernels: DenseKernels, selection: Selection, record: RowGradients | None
+        ctx: Any,
+        weight: Tensor,
+        data: Tensor,
+        kernels: DenseKernels,
+        selection: Selection,
+        record: RowGradients | None,
+        reads: bool,
     ) -> Tensor:
-        ctx.save_for_backward(weight, x)
-        ctx.kernels, ctx.selection, ctx.record = kernels, selection, record
-        return _read(kernels.table_of(weight), x, selection)
+        ctx.save_for_backward(weight, data)
+        ctx.kernels, ctx.selection, ctx.record, ctx.reads = kernels, selection, record, reads
+        return (_read if reads else _written)(kernels.table_of(weight), data, selection)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        weight, x = ctx.saved_tensors
-        grad_weight = grad_x = None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        weight, data = ctx.saved_tensors
+        grad_weight = grad_data = None
         if ctx.needs_input_grad[0]:
-            outer = OuterProducts(ctx.selection, grads[0], x.conj().resolve_conj())
-            grad_weight = ctx.kernels.accumulate(ctx.record, outer)
+            conjugate = data.conj().resolve_conj()
+            left, right = (grads[0], conjugate) if ctx.reads else (conjugate, grads[0])
+            grad_weight = ctx.kernels.accumulate(ctx.record, OuterProducts(ctx.selection, left, right))
         if ctx.needs_input_grad[1]:
-            grad_x = _written(ctx.kernels.table_of(weight), grads[0].conj().resolve_conj(), ctx.selection).conj()
-        return grad_weight, grad_x, None, None, None
-
-
-class _Write(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, codes: Tensor, kernels: DenseKernels, selection: Selection, record: RowGradients | None
-    ) -> Tensor:
-        ctx.save_for_backward(weight, codes)
-        ctx.kernels, ctx.selection, ctx.record = kernels, selection, record
-        return _written(kernels.table_of(weight), codes, selection)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        weight, codes = ctx.saved_tensors
-        grad_weight = grad_codes = None
-        if ctx.needs_input_grad[0]:
-            outer = OuterProducts(ctx.selection, codes.conj().resolve_conj(), grads[0])
-            grad_weight = ctx.kernels.accumulate(ctx.record, outer)
-        if ctx.needs_input_grad[1]:
-            grad_codes = _read(ctx.kernels.table_of(weight), grads[0].conj().resolve_conj(), ctx.selection).conj()
-        return grad_weight, grad_codes, None, None, None
+            adjoint = _written if ctx.reads else _read
+            grad_data = adjoint(ctx.kernels.table_of(weight), grads[0].conj().resolve_conj(), ctx.selection).conj()
+        return grad_weight, grad_data, None, None, None, None
 
 
 def _read(table: Tensor, x: Tensor, selection: Selection) -> Tensor:
