@@ -13,6 +13,8 @@ from tensorly.tenalg.svd import svd_interface
 from tltorch.factorized_tensors.core import FactorizedTensor
 from torch import Tensor
 
+from .factorized import fill_leading_
+
 # Singular vectors of a matrix by random projection where that many times fewer are wanted than there are.
 _RANDOMIZED_BELOW = 4
 
@@ -73,8 +75,8 @@ def _tucker(target: FactorizedTensor, unit: Tensor, size: float, n_iterations: i
     core = _project(unit, factors)
     for axis, factor in enumerate(target.factors):
         eye = torch.eye(unit.shape[axis], dtype=unit.dtype, device=unit.device)
-        _fill(factor, factors.get(axis, eye))
-    _fill(target.core, core * size)
+        fill_leading_(factor, factors.get(axis, eye))
+    fill_leading_(target.core, core * size)
 
 
 def _project(tensor: Tensor, factors: dict[int, Tensor], skip: int | None = None) -> Tensor:
@@ -96,7 +98,7 @@ def _tt(target: FactorizedTensor, unit: Tensor, size: float, n_iterations: int |
     cores = list(tensor_train(unit, ranks, svd=_svd, random_state=seed))
     cores[-1] = cores[-1] * size
     for mine, core in zip(target.factors, cores, strict=True):
-        _fill(mine, core)
+        fill_leading_(mine, core)
 
 
 def _cp(target: FactorizedTensor, unit: Tensor, size: float, n_iterations: int | None, seed: int) -> None:
@@ -115,12 +117,6 @@ def _cp(target: FactorizedTensor, unit: Tensor, size: float, n_iterations: int |
     for mine, factor, norm in zip(target.factors, factors, norms, strict=True):
         mine.copy_(factor / norm * shared)
     target.weights.copy_(weights * size)
-
-
-def _fill(target: Tensor, source: Tensor) -> None:
-    """Copy into the leading corner; ranks that the tensor does not need become zero."""
-    target.zero_()
-    target[tuple(slice(size) for size in source.shape)].copy_(source)
 
 
 _FORMS: dict[str, Callable[[FactorizedTensor, Tensor, float, int | None, int], None]] = {

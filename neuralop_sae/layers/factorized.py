@@ -286,8 +286,8 @@ class TTKernels(MixedKernels):
         gram = torch.einsum("Rib,RQ,bd,Qjd->ij", wide, _gram(first), profiles @ profiles.mH, wide.conj())
         left = _leading(gram, self.mixing_shape[0]).to(first.dtype)
         projected = torch.einsum("ia,Rib->aRb", left.conj(), second)
-        _fill(self.weight.factors[0], left[None])
-        _fill(self.weight.factors[1], torch.einsum("cR,aRb->acb", first, projected))
+        fill_leading_(self.weight.factors[0], left[None])
+        fill_leading_(self.weight.factors[1], torch.einsum("cR,aRb->acb", first, projected))
 
     def _write_as(self, encoder: TTKernels) -> None:
         """The decoder's first two cores: the mixing is compressed to the decoder's rank in the metric of the templates."""
@@ -299,8 +299,8 @@ class TTKernels(MixedKernels):
         right = _leading(root.mT @ _gram(mixing) @ root.conj(), self.rank).conj()
         channels = encoder.weight.factors[0][0].conj()
         blend = (right.mH @ inverse).reshape(-1, *encoder.mixing_shape).to(mixing.dtype)
-        _fill(self.weight.factors[0], (mixing @ (root @ right).to(mixing.dtype))[None])
-        _fill(self.weight.factors[1], torch.einsum("Rab,ia->Rib", blend, channels))
+        fill_leading_(self.weight.factors[0], (mixing @ (root @ right).to(mixing.dtype))[None])
+        fill_leading_(self.weight.factors[1], torch.einsum("Rab,ia->Rib", blend, channels))
 
 
 def _einsum(equation: str, *operands: Tensor) -> Tensor:
@@ -342,7 +342,7 @@ def _leading(gram: Tensor, rank: int) -> Tensor:
     return torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank]
 
 
-def _fill(target: Tensor, source: Tensor) -> None:
+def fill_leading_(target: Tensor, source: Tensor) -> None:
     """Copy into the leading corner; ranks that are not needed become zero."""
     target.zero_()
     target[tuple(slice(size) for size in source.shape)].copy_(source)
