@@ -108,11 +108,6 @@ class _ConceptLayer(nn.Module):
                 self._forms[key] = EnergyForm(self.basis, shape, like.detach())
         return self._forms[key]
 
-    def _constant(self, grid: Sequence[int]) -> Tensor:
-        """Coefficients ``(K,)`` of the constant field one, through which a bias costs no pass over the grid."""
-        form = self._form(grid)
-        return form.constant.new_zeros(self.kernels.n_modes).index_copy_(0, form.constant_modes, form.constant)
-
     def dense_forward(self, field: Tensor) -> Tensor:
         """All concepts through the neuralop layers, ``(B, in, *grid)`` -> ``(B, out, *grid)``. Where upstream's transform
         is wrong (odd leading grid sizes, float64) a plain reference takes its place."""
@@ -180,7 +175,7 @@ class ConceptEncoder(_ConceptLayer):
         grid = spectrum.grid
         spectral = self.kernels.respond(spectrum.coefficients, selection)
         bias = take_rows(self.conv.bias, selection.concept).flatten()
-        spectral = spectral + bias[:, None] * self._constant(grid)
+        spectral = spectral + bias[:, None] * self._form(grid).ones
         codes = self.basis.synthesis(spectral.reshape(-1, *self.basis.mode_shape), grid)
         skip = self.skip_rows(selection.concept)
         if skip is None:
@@ -213,7 +208,7 @@ class ConceptDecoder(_ConceptLayer):
         coefficients = self.basis.analysis(codes).flatten(1)
         modes = self.kernels.write(coefficients, selection).transpose(1, 2)
         if with_bias:
-            modes = modes + self.exchange.share(self.conv.bias).flatten()[:, None] * self._constant(grid)
+            modes = modes + self.exchange.share(self.conv.bias).flatten()[:, None] * self._form(grid).ones
         if self.skip is None:  # coefficients are all that has to travel between shards
             modes = self.exchange.sum(modes)
         field = self.basis.synthesis(modes.reshape(selection.n_samples, -1, *self.basis.mode_shape), grid)

@@ -60,6 +60,11 @@ class EnergyForm:
         Grid; None: the continuum.
     like : Tensor
         Gives dtype and device.
+
+    Attributes
+    ----------
+    ones : Tensor
+        Coefficients ``(K,)`` of the constant field one, through which a bias costs no pass over the grid.
     """
 
     def __init__(self, basis: SpectralBasis, shape: Sequence[int] | None, like: Tensor) -> None:
@@ -75,6 +80,7 @@ class EnergyForm:
         constant = basis.analysis(ones).flatten()
         self.constant_modes = (constant.abs() > 1e-6).nonzero()[:, 0]
         self.constant = constant[self.constant_modes]
+        self.ones = torch.zeros_like(constant).index_copy_(0, self.constant_modes, self.constant)
         self.mean_weights = weights[self.constant_modes] * self.constant.conj()
 
     def of(self, coefficients: Tensor) -> Tensor:
@@ -185,9 +191,7 @@ def _chunk_energies(
 def _mixed_energies(kernels: MixedKernels, skip: Tensor | None, bias: Tensor, field: _Field, form: EnergyForm) -> Energies:
     """The energy of a concept as a quadratic form in its own vector (Re U, Im U, P, b), whose matrix is one per sample."""
     templates = kernels.features(field.coefficients)  # (B, r, K)
-    constant = templates.new_zeros(templates.shape[-1])
-    constant[form.constant_modes] = form.constant
-    parts = [templates, 1j * templates, constant.expand(len(templates), 1, -1)]
+    parts = [templates, 1j * templates, form.ones.expand(len(templates), 1, -1)]
     if skip is not None:
         parts.insert(2, field.lifted.mT)
     functions = torch.cat(parts, 1)  # (B, R, K)

@@ -292,7 +292,7 @@ class _Run:
                     buffer.copy_(self.parallel.mean_of_data(buffer))
         dead = self.parallel.sum_of_shards(self.dead.mask().sum())
         self.dead.refresh(bool(dead))
-        self.dead_fraction = float(dead) / (len(self.dead.mask()) * self.parallel.n_concept)
+        self.dead_fraction = float(dead) / (self.sae.n_concepts * self.parallel.n_concept)
 
     def _order(self) -> Iterator[Tensor]:
         """Indices of each remaining step. The order of an epoch depends on (seed, epoch) only, so that a resumed run
