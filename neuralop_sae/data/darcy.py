@@ -10,22 +10,20 @@ x, second axis y. So the grid of 48 is every second point of that of 96. Solvers
 import operator
 import os
 import re
-import uuid
-import warnings
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import scipy.fft
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from tqdm import tqdm
+
+from .arguments import at_least
+from .cache import cached_tensors
 
 __all__ = ["DarcySplit", "darcy_flow", "darcy_matrix", "gaussian_field", "load_darcy", "solve_darcy"]
 
@@ -103,10 +101,10 @@ def gaussian_field(
     >>> bool(np.allclose(coarse, fine[:, ::2, ::2]))
     True
     """
-    n_samples = _at_least("n_samples", n_samples, 1)
-    resolution = _at_least("resolution", resolution, 1)
-    n_modes = _at_least("n_modes", n_modes, 2)
-    seed = _at_least("seed", seed, 0)
+    n_samples = at_least("n_samples", n_samples, 1)
+    resolution = at_least("resolution", resolution, 1)
+    n_modes = at_least("n_modes", n_modes, 2)
+    seed = at_least("seed", seed, 0)
     if not alpha > 1 or not tau >= 0:
         raise ValueError(f"got alpha={alpha}, tau={tau}; alpha must exceed 1 (finite variance in 2-D) and tau be >= 0.")
     return np.stack([_one_field(seed, i, resolution, alpha, tau, n_modes) for i in range(n_samples)])
@@ -275,8 +273,8 @@ def darcy_flow(
     >>> splits[8].y.shape, bool((splits[8].y == splits[16].y[..., ::2, ::2]).all())
     (torch.Size([2, 1, 8, 8]), True)
     """
-    n_samples = _at_least("n_samples", n_samples, 1)
-    seed = _at_least("seed", seed, 0)
+    n_samples = at_least("n_samples", n_samples, 1)
+    seed = at_least("seed", seed, 0)
     grids, solver = _nested_grids(resolutions, solver_resolution)
     path = None
     if cache_dir is not None:
@@ -285,29 +283,29 @@ def darcy_flow(
             f"_alpha{ALPHA:g}_tau{TAU:g}_modes{N_MODES}_a{COEFFICIENT_LOW:g}-{COEFFICIENT_HIGH:g}"
             f"_rtol{SOLVER_RTOL:g}.safetensors"
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cached = _read_cache(path, n_samples, grids)
-        if cached is not None:
-            return cached
-    splits = {n: DarcySplit(torch.empty(n_samples, 1, n, n), torch.empty(n_samples, 1, n, n)) for n in grids}
+    shapes = {f"{name}_{n}": (n_samples, 1, n, n) for n in grids for name in "xy"}
+    tensors = cached_tensors(path, shapes, lambda: _sample(n_samples, seed, grids, solver, progress))
+    return {n: DarcySplit(tensors[f"x_{n}"], tensors[f"y_{n}"]) for n in grids}
+
+
+def _sample(n_samples: int, seed: int, grids: list[int], solver: int, progress: bool) -> dict[str, torch.Tensor]:
+    tensors = {f"{name}_{n}": torch.empty(n_samples, 1, n, n) for n in grids for name in "xy"}
     for i in tqdm(range(n_samples), desc=f"Darcy flow {solver}x{solver}", unit="sample", disable=not progress):
         field = _one_field(seed, i, solver, ALPHA, TAU, N_MODES)
         a = np.where(field > 0, COEFFICIENT_HIGH, COEFFICIENT_LOW)
         u = solve_darcy(a)
-        for n, split in splits.items():
+        for n in grids:
             step = solver // n
-            split.x[i, 0] = torch.from_numpy(a[:-1:step, :-1:step])
-            split.y[i, 0] = torch.from_numpy(u[:-1:step, :-1:step])
-    if path is not None:
-        _write_cache(path, splits)
-    return splits
+            tensors[f"x_{n}"][i, 0] = torch.from_numpy(a[:-1:step, :-1:step])
+            tensors[f"y_{n}"][i, 0] = torch.from_numpy(u[:-1:step, :-1:step])
+    return tensors
 
 
 def _nested_grids(resolutions: Sequence[int], solver_resolution: int | None) -> tuple[list[int], int]:
-    grids = sorted({_at_least("each resolution", n, 1) for n in resolutions})
+    grids = sorted({at_least("each resolution", n, 1) for n in resolutions})
     if not grids:
         raise ValueError("resolutions is empty; name at least one, such as (48, 96).")
-    solver = _at_least("solver_resolution", grids[-1] if solver_resolution is None else solver_resolution, 3)
+    solver = at_least("solver_resolution", grids[-1] if solver_resolution is None else solver_resolution, 3)
     wrong = [n for n in grids if solver % n]
     if wrong:
         allowed = [n for n in range(1, solver + 1) if solver % n == 0]
@@ -316,52 +314,6 @@ def _nested_grids(resolutions: Sequence[int], solver_resolution: int | None) -> 
             f"choose among these, or pass solver_resolution={np.lcm.reduce(grids)} or a multiple of it."
         )
     return grids, solver
-
-
-def _at_least(name: str, value: int, low: int) -> int:
-    number = operator.index(value)
-    if number < low:
-        raise ValueError(f"{name} is {number}; it must be an integer of at least {low}.")
-    return number
-
-
-def _checksum(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    # safetensors notices a wrong length but not a flipped bit.
-    crc = 0
-    for key in sorted(tensors):
-        crc = zlib.crc32(tensors[key].numpy().tobytes(), crc)
-    return torch.tensor(crc, dtype=torch.int64)
-
-
-def _write_cache(path: Path, splits: dict[int, DarcySplit]) -> None:
-    tensors = {f"{name}_{n}": getattr(split, name) for n, split in splits.items() for name in ("x", "y")}
-    data = safetensors.torch.save({**tensors, "crc32": _checksum(tensors)})
-    # In the same folder, because os.replace is atomic within one file system only.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _read_cache(path: Path, n_samples: int, grids: list[int]) -> dict[int, DarcySplit] | None:
-    if not path.exists():
-        return None
-    # Read as bytes: tensors of safetensors' load_file would stay mapped to a file that may be replaced.
-    try:
-        tensors = safetensors.torch.load(path.read_bytes())
-        stored = tensors.pop("crc32")
-        splits = {n: DarcySplit(tensors[f"x_{n}"], tensors[f"y_{n}"]) for n in grids}
-        intact = bool(stored == _checksum(tensors))
-    except (SafetensorError, KeyError) as error:
-        warnings.warn(f"{path} is damaged ({error!r}); generating it again.", stacklevel=3)
-        return None
-    shapes = all(t.shape == (n_samples, 1, n, n) for n, s in splits.items() for t in (s.x, s.y))
-    if not (intact and shapes):
-        warnings.warn(f"{path} is damaged (checksum or shapes differ); generating it again.", stacklevel=3)
-        return None
-    return splits
 
 
 def load_darcy(data_root: str | os.PathLike[str], *, n_train: int | None = None) -> tuple[DarcySplit, dict[int, DarcySplit]]:
