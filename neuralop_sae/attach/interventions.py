@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from .capture import eval_mode, hooked
-from .sites import resolve_site, unpadded_slices
+from .hooks import Firings, eval_mode, hooked
+from .padding import unpadded_slices
+from .sites import resolve_site
 
 if TYPE_CHECKING:
     from typing import Self
@@ -55,13 +56,14 @@ class Replacement:
         self._padded = padded
         self._frozen = frozen
         self._stack: ExitStack | None = None
+        self._firings = Firings()
 
     def __enter__(self) -> Self:
         if self._stack is not None:
             raise RuntimeError(f"this replacement at {str(self.site)!r} is active already; make another one to nest them")
         with ExitStack() as stack:
             stack.enter_context(eval_mode(*self._frozen))
-            stack.enter_context(hooked(self._model, self.site, self._replace))
+            self._firings = stack.enter_context(hooked(self._model, self.site, self._replace))
             self._stack = stack.pop_all()
         return self
 
@@ -69,6 +71,11 @@ class Replacement:
         stack, self._stack = self._stack, None
         if stack is not None:
             stack.close()
+        if kind is None and self._firings.passes and not self._firings.acted:
+            raise RuntimeError(
+                f"nothing was replaced at {str(self.site)!r}: the model ran, but never called this module"
+                + ("" if self.site.nth is None else f" {self.site.nth + 1} times in a pass")
+            )
 
     def _replace(self, activation: Tensor) -> Tensor:
         if self._padded or not self.site.padded:
@@ -89,8 +96,7 @@ class Replacement:
                 f"site {str(self.site)!r}: the replacement has shape {tuple(new.shape)}, the activation "
                 f"(batch, channels, *grid) = {tuple(activation.shape)}"
             )
-        # Contiguous: neuralop's pointwise skips call view() on what they get.
-        return new.to(activation.dtype).contiguous()
+        return new.to(activation.dtype)
 
 
 def replace_activation(
@@ -120,12 +126,15 @@ def replace_activation(
     ------
     ValueError
         If the site is unknown; during the forward pass, if the shapes differ.
+    RuntimeError
+        At the end of the block, if the model ran in it but never called the module of the site.
 
     Notes
     -----
     Replacements at the same site act in the order in which they were entered. A module that is called several
-    times in one pass and has no `SiteRule` is replaced at every call. Code made by ``torch.compile`` runs
-    eagerly in the block.
+    times in one pass, such as a recurrent cell, is replaced at every call, one by one; ``"name.k"`` names one of
+    them. The function sees channels second whatever the layout of the module, and what it returns is put back in
+    the module's own. Code made by ``torch.compile`` runs eagerly in the block.
 
     Examples
     --------
@@ -186,6 +195,8 @@ def splice(
         If the site is unknown; during the forward pass, if the autoencoder is on another device.
     TypeError
         If the autoencoder or an edit is not of a type listed here.
+    RuntimeError
+        At the end of the block, if the model ran in it but never called the module of the site.
 
     Examples
     --------

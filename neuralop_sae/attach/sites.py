@@ -1,31 +1,26 @@
 """Sites: the places of a pretrained operator where activations can be read and replaced.
 
-neuralop calls one ``FNOBlocks`` module once per layer, so a module path alone does not name a block's output.
-A site is therefore a module path, the index of the call and the index of the output. How the calls of a
-module class are told apart, which submodules run in each, and which of them see the padded domain is written
-once per class, in a `SiteRule`.
+A site is a module path, the call of that module and the entry of its output: neuralop calls one ``FNOBlocks`` module
+once per layer, so a path alone does not name a block's output. Which submodules run, in which order and in which
+layout, is the `SiteRule` of each class.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from functools import lru_cache
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from neuralop.layers.fno_block import FNOBlocks
-from neuralop.models.fno import FNO
 from torch import nn
 
-from ..registry import Registry
+from . import operators  # noqa: F401  # fills the table of rules
+from .layouts import FIELD, axes_of
+from .rules import SiteRule, Stage, original_module, rule_of
+from .rules import register_sites as register_sites  # part of this module's interface
 
 if TYPE_CHECKING:
     from typing import Self
-
-Stages = Callable[[nn.Module, int], Sequence[str]]
 
 
 class Site(str):
@@ -38,23 +33,46 @@ class Site(str):
     path : str, optional
         Path of the module inside the model; the name if not given.
     index : int, optional
-        Which call of that module; None when the module is called once per forward pass.
+        Which call of that module, told by an argument of the call; None where the `SiteRule` of its class names none.
+    nth : int, optional
+        Which of the calls in one pass of the model, counted from 0; None for all of them.
     padded : bool, optional
         Whether activations there live on the grid of neuralop's `DomainPadding`.
-    output : int, optional
-        Which entry of a tuple output; None for a tensor output.
+    output : int or str, optional
+        Which entry of a tuple, a list or a mapping; None for a tensor output.
     owner : str, optional
         Path of the operator whose `domain_padding` applies.
     scale : tuple of float, optional
         Resolution of the site over the resolution that the operator pads, per axis; empty where it is 1.
+    layout : str, optional
+        Axes of the activation in the module's own order; see `SiteRule`.
+    repeats : str, optional
+        Name of the axis that the calls of one pass run through, such as ``"time"``; None where there is one call.
+    frozen : bool, optional
+        Whether the module runs without gradient.
+    n_dim : int, optional
+        Number of axes of the grid; None if it is not known before a pass.
+
+    Attributes
+    ----------
+    axes : tuple of str
+        Names of the axes of a captured activation, such as ``("batch", "channels", "d1", "d2")`` or
+        ``("batch", "channels", "time", "d1", "d2")``; ``"..."`` for a grid of unknown dimension. A product in the name
+        of the batch axis, as in ``"batch*tokens"``, says that the operator folds an axis into the batch there, the
+        batch being the slower one.
     """
 
     path: str
     index: int | None  # type: ignore[assignment]  # str.index gives way: a name is not searched for characters
+    nth: int | None
     padded: bool
-    output: int | None
+    output: int | str | None
     owner: str
     scale: tuple[float, ...]
+    layout: str
+    repeats: str | None
+    frozen: bool
+    n_dim: int | None
 
     def __new__(
         cls,
@@ -62,118 +80,38 @@ class Site(str):
         *,
         path: str | None = None,
         index: int | None = None,
+        nth: int | None = None,
         padded: bool = False,
-        output: int | None = None,
+        output: int | str | None = None,
         owner: str = "",
         scale: tuple[float, ...] = (),
+        layout: str = FIELD,
+        repeats: str | None = None,
+        frozen: bool = False,
+        n_dim: int | None = None,
     ) -> Self:
         site = super().__new__(cls, name)
         path = str(name) if path is None else path
-        site.__dict__.update(path=path, index=index, padded=padded, output=output, owner=owner, scale=scale)
+        site.__dict__.update(path=path, index=index, nth=nth, padded=padded, output=output, owner=owner, scale=scale)
+        site.__dict__.update(layout=layout, repeats=repeats, frozen=frozen, n_dim=n_dim)
         return site
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Site is read-only; cannot set {name!r} of {str(self)!r}")
 
-
-@dataclass(frozen=True)
-class SiteRule:
-    """How the forward pass of one module class runs its submodules.
-
-    Parameters
-    ----------
-    stages : callable
-        ``stages(module, call)`` gives the paths of the submodules that run in that call, in execution order.
-        A path that the module does not have is skipped.
-    call_argument : (str, int), optional
-        Name and position of the argument of ``forward`` that tells calls apart; None if there is one call.
-    n_calls : str, optional
-        Attribute of the module that holds the number of calls.
-    padded : tuple of str, optional
-        Stages that run between ``domain_padding.pad`` and ``domain_padding.unpad``.
-    """
-
-    stages: Stages
-    call_argument: tuple[str, int] | None = None
-    n_calls: str | None = None
-    padded: tuple[str, ...] = ()
-
-
-_RULES: Registry[SiteRule] = Registry("site rule")
-
-
-def _class_name(module_class: type) -> str:
-    return f"{module_class.__module__}.{module_class.__qualname__}"
-
-
-def register_sites(
-    module_class: type[nn.Module],
-    *,
-    call_argument: tuple[str, int] | None = None,
-    n_calls: str | None = None,
-    padded: tuple[str, ...] = (),
-) -> Callable[[Stages], Stages]:
-    """Decorator that adds the `SiteRule` of a module class; subclasses inherit it.
-
-    Parameters
-    ----------
-    module_class : type
-        Class of the operator or layer.
-    call_argument, n_calls, padded
-        As in `SiteRule`; the decorated function is its ``stages``.
-
-    Returns
-    -------
-    callable
-        The decorator.
-
-    Raises
-    ------
-    ValueError
-        If the class has a rule already.
-
-    Examples
-    --------
-    >>> class Encoder(nn.Module):
-    ...     def __init__(self):
-    ...         super().__init__()
-    ...         self.first, self.second = nn.Identity(), nn.Identity()
-    >>> @register_sites(Encoder)
-    ... def _encoder(module, call):
-    ...     return ("second", "first")
-    >>> find_sites(Encoder())
-    ['second', 'first']
-    """
-
-    def add(stages: Stages) -> Stages:
-        rule = SiteRule(stages, call_argument=call_argument, n_calls=n_calls, padded=padded)
-        _RULES.register(_class_name(module_class))(rule)
-        return stages
-
-    return add
-
-
-@register_sites(FNO, padded=("fno_blocks",))
-def _fno_stages(module: nn.Module, call: int) -> Sequence[str]:
-    return ("lifting", "fno_blocks", "projection")
-
-
-@register_sites(FNOBlocks, call_argument=("index", 1), n_calls="n_layers")
-def _fno_block_stages(module: nn.Module, call: int) -> Sequence[str]:
-    skips = (f"fno_skips.{call}", f"channel_mlp_skips.{call}")
-    conv, mlp = f"convs.{call}", f"channel_mlp.{call}"
-    first, second = f"norm.{2 * call}", f"norm.{2 * call + 1}"
-    if module.preactivation:
-        return (first, *skips, conv, second, mlp)
-    return (*skips, conv, first, mlp, second)
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes of a captured activation."""
+        batch, channels, *grid = axes_of(self.layout, self.n_dim)
+        return (batch, channels, *([self.repeats] if self.repeats else []), *grid)
 
 
 def find_sites(model: nn.Module) -> list[Site]:
     """List the sites of a model in execution order.
 
-    FNO, TFNO and SFNO: ``lifting``, the parts and the output of every block, ``projection``. A module without
-    a `SiteRule` contributes its submodules by path, children before their parent, each taken to be called
-    once; operators nested in it keep their own sites, with their path as prefix.
+    Lifting, the parts and the output of every block, and projection of neuralop's operators. A module without a
+    `SiteRule` contributes its submodules by path, children before their parent, each taken to be called once;
+    operators nested in it keep their own sites, with their path as prefix.
 
     Parameters
     ----------
@@ -186,12 +124,21 @@ def find_sites(model: nn.Module) -> list[Site]:
     list of Site
         The sites; each is a string.
 
+    Notes
+    -----
+    Inside the attention layers of CODANO activations are ``(B * n_tokens, token codimension, *grid)``. The base model
+    of UQNO runs in eval mode and without gradient: its sites are frozen, and no loss trains an autoencoder there.
+    The cells of RNO run once per time step: `capture` stacks the steps along an axis ``"time"``, a replacement sees
+    them one by one.
+
     Examples
     --------
     >>> from neuralop.models import FNO
     >>> model = FNO((4,), 1, 1, hidden_channels=4, n_layers=1, use_channel_mlp=False)
     >>> find_sites(model)
     ['lifting', 'fno_blocks.fno_skips.0', 'fno_blocks.convs.0', 'fno_blocks.0', 'projection']
+    >>> find_sites(model)[-2].axes
+    ('batch', 'channels', 'd1')
     """
     return list(_walk(original_module(model), Site("")))
 
@@ -204,7 +151,9 @@ def resolve_site(model: nn.Module, name: str) -> Site:
     model : nn.Module
         The model.
     name : str
-        A name from `find_sites`; ``"name[k]"`` is the k-th output of a module that returns a tuple.
+        A name from `find_sites`. ``"name.k"`` is the k-th call, from 0, of a module that is called several times in
+        a pass; ``"name[k]"`` the k-th output of a module that returns a tuple or a list, and ``"name[key]"`` an entry
+        of the mapping that it returns.
 
     Returns
     -------
@@ -223,75 +172,21 @@ def resolve_site(model: nn.Module, name: str) -> Site:
     sites = {str(site): site for site in find_sites(model)}
     if name in sites:
         return sites[name]
-    entry = re.fullmatch(r"(.+)\[(\d+)\]", name)
-    if entry and entry[1] in sites:
-        attributes = sites[entry[1]].__dict__ | {"output": int(entry[2])}
-        return Site(name, **attributes)
+    parts = re.fullmatch(r"(?P<site>.+?)(\.(?P<nth>\d+))?(\[(?P<output>[^\[\]]+)\])?", name)
+    if parts:
+        attributes: dict[str, Any] = {}
+        base, nth, output = parts["site"], parts["nth"], parts["output"]
+        if output is not None:
+            attributes["output"] = int(output) if output.isdecimal() else output.strip("'\"")
+        if nth is not None and f"{base}.{nth}" in sites:
+            base, nth = f"{base}.{nth}", None
+        if nth is not None:
+            attributes |= {"nth": int(nth), "repeats": None}
+        if base in sites:
+            return Site(name, **(sites[base].__dict__ | attributes))
     close = get_close_matches(name, sites, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
     raise ValueError(f"unknown site {name!r}{hint} known sites: {', '.join(sites) or 'none'}")
-
-
-def unpadded_slices(model: nn.Module, site: Site, shape: Sequence[int]) -> tuple[slice, ...]:
-    """Slices that cut neuralop's domain padding from an activation.
-
-    ``DomainPadding.unpad`` knows only the grid of the last block, for input grids that it has padded before
-    (KeyError for all others), so the margins are computed here from the padding fractions and the grid
-    itself.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The model that the site belongs to.
-    site : Site
-        The site.
-    shape : sequence of int
-        Shape of the activation, ``(B, channels, *grid)``.
-
-    Returns
-    -------
-    tuple of slice
-        One per axis; they keep everything at a site that is not padded.
-
-    Raises
-    ------
-    ValueError
-        If no margin, or more than one, belongs to the grid.
-    """
-    if not site.padded:
-        return (slice(None),) * len(shape)
-    grid = tuple(shape[2:])
-    padding = original_module(model).get_submodule(site.owner).domain_padding
-    assert isinstance(padding, nn.Module)
-    # A number becomes a list at the first forward pass (upstream DomainPadding.pad).
-    fractions: Any = padding.domain_padding
-    if isinstance(fractions, (int, float)):
-        fractions = [fractions] * len(grid)
-    scale = site.scale or (1.0,) * len(grid)
-    if not len(fractions) == len(scale) == len(grid):
-        raise ValueError(f"site {str(site)!r}: grid {grid} does not have the {len(fractions)} axes of domain_padding")
-    margins = [_margin(n, float(p), s) for n, p, s in zip(grid, fractions, scale, strict=True)]
-    if any(margin is None for margin in margins):
-        raise ValueError(
-            f"site {str(site)!r}: grid {grid} does not fix the margins of domain_padding={list(fractions)} "
-            f"at resolution scale {scale}: rounding left no unpadded grid or several; use padded=True"
-        )
-    inside = (slice(margin, n - margin) for margin, n in zip(margins, grid, strict=True) if margin is not None)
-    return (slice(None), slice(None), *inside)
-
-
-def original_module(model: nn.Module) -> nn.Module:
-    """The module that ``torch.compile`` wrapped, so that its names carry no ``_orig_mod``."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model must be an nn.Module; got {type(model).__name__}")
-    original = getattr(model, "_orig_mod", model)
-    return original if isinstance(original, nn.Module) else model
-
-
-def rule_of(module: nn.Module) -> SiteRule | None:
-    """The rule of a module's class, or of the nearest base class that has one; None if there is none."""
-    names = (_class_name(base) for base in type(module).__mro__)
-    return next((_RULES.get(name) for name in names if name in _RULES), None)
 
 
 def _walk(module: nn.Module, place: Site) -> Iterator[Site]:
@@ -304,42 +199,67 @@ def _walk(module: nn.Module, place: Site) -> Iterator[Site]:
         inner = _at(place, name)
         yield from _walk(child, inner)
         if _is_called(child):
-            yield inner
+            yield _output_at(child, inner)
 
 
 def _walk_known(module: nn.Module, rule: SiteRule, place: Site) -> Iterator[Site]:
-    pads = getattr(module, "domain_padding", None) is not None
+    place = _at(place, "", n_dim=getattr(module, rule.n_dim, place.n_dim))
     scale = place.scale
     for call in range(getattr(module, rule.n_calls) if rule.n_calls else 1):
-        for stage in rule.stages(module, call):
-            try:
-                child = module.get_submodule(stage)
-            except AttributeError:
-                continue
-            inner = _at(place, stage)
-            if pads:
-                inner = _at(place, stage, padded=stage in rule.padded, owner=place.path)
-            if rule_of(child) is not None:
-                yield from _walk(child, inner)
-            else:
-                # A spectral convolution changes the grid for itself and all that follows in the operator.
-                scale = _times(scale, getattr(child, "resolution_scaling_factor", None))
-                inner = _at(inner, "", scale=scale)
-            if _is_called(child):
-                yield inner
+        for stage in rule.stages_of(module, call):
+            sites, after = _stage_sites(module, stage, place, scale)
+            yield from sites
+            scale = scale if stage.branch else after
         if rule.call_argument is not None:
             yield _at(place, str(call), path=place.path, index=call, scale=scale)
 
 
+def _stage_sites(
+    module: nn.Module, stage: Stage, place: Site, scale: tuple[float, ...]
+) -> tuple[list[Site], tuple[float, ...]]:
+    """Sites of a stage of the module at a place, and the resolution that it leaves to the next stage."""
+    try:
+        child = module.get_submodule(stage.path)
+    except AttributeError:
+        return [], scale
+    changes: dict[str, Any] = {"frozen": place.frozen or stage.frozen, "repeats": stage.repeats or place.repeats}
+    if getattr(module, "domain_padding", None) is not None:
+        changes |= {"padded": stage.padded, "owner": place.path}
+    if stage.layout is not None:
+        changes["layout"] = stage.layout
+    place = _at(place, stage.path, scale=scale, **changes)
+    rule = rule_of(child)
+    sites = list(_walk(child, place)) if rule is not None else []
+    scale = sites[-1].scale if sites else scale
+    if rule is None or rule.scaling is not None:
+        # A spectral convolution changes the grid for itself and all that follows in the operator.
+        factor = getattr(child, "resolution_scaling_factor" if rule is None else str(rule.scaling), None)
+        scale = _times(place.scale, factor, place.n_dim)
+    if _is_called(child):
+        sites.append(_output_at(child, _at(place, "", scale=scale)))
+    elif stage.once and sites:
+        sites[-1] = Site(str(place), **sites[-1].__dict__)
+    return sites, scale
+
+
+def _output_at(module: nn.Module, place: Site) -> Site:
+    """The site of what the module at a place returns."""
+    rule = rule_of(module)
+    if rule is None:
+        return place
+    return _at(place, "", layout=rule.output_of(module) or place.layout, n_dim=getattr(module, rule.n_dim, place.n_dim))
+
+
 def _at(place: Site, name: str, **changes: Any) -> Site:
-    """The site `name` below a place; it inherits what is known of its padding."""
+    """The site `name` below a place; it inherits what is known of its padding and layout."""
     full = ".".join(part for part in (place, name) if part)
     path = ".".join(part for part in (place.path, name) if part)
     return Site(full, **(place.__dict__ | {"path": path} | changes))
 
 
-def _times(scale: tuple[float, ...], factors: Sequence[float] | None) -> tuple[float, ...]:
-    if factors is None or all(factor == 1 for factor in factors):
+def _times(scale: tuple[float, ...], factor: Any, n_dim: int | None) -> tuple[float, ...]:
+    factors: Sequence[float] = (factor,) * (n_dim or 1) if isinstance(factor, (int, float)) else factor or ()
+    if all(factor == 1 for factor in factors):
         return scale
     return tuple(a * b for a, b in zip(scale or (1.0,) * len(factors), factors, strict=True))
 
@@ -350,15 +270,3 @@ def _is_called(module: nn.Module) -> bool:
     if rule is not None and rule.call_argument is not None:
         return False
     return type(module).forward is not nn.Module.forward
-
-
-@lru_cache(maxsize=1024)
-def _margin(n: int, fraction: float, scale: float) -> int | None:
-    """Padding at each end of an axis of n points, as DomainPadding rounds it; None if n does not fix it."""
-    largest = ceil((n + 1) / scale)
-    margins = {
-        round(scale * round(fraction * points))
-        for points in range(1, largest + 1)
-        if round(scale * (points + 2 * round(fraction * points))) == n
-    }
-    return margins.pop() if len(margins) == 1 else None

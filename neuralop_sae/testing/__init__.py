@@ -11,6 +11,7 @@ from .bases import check_basis
 from .concept_layers import check_concept_layer
 from .models import check_model, check_oracle
 from .rules import check_rule
+from .sites import check_sites
 
 __all__ = [
     "TOLERANCE",
@@ -20,6 +21,7 @@ __all__ = [
     "check_model",
     "check_oracle",
     "check_rule",
+    "check_sites",
     "relative_error",
     "require",
 ]

@@ -258,7 +258,7 @@ def test_bad_inputs() -> None:
     for inputs in (3, "x", [(x, x)], [{"x": 1}], b"x"):
         with pytest.raises(TypeError):
             capture(model, "lifting", inputs)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"must hold the model's input as 'x'; its keys are \['y'\]"):
+    with pytest.raises(ValueError, match=r"FNO takes the inputs x, output_shape; got the keys \['y'\]: missing .* 'x'"):
         capture(model, "lifting", {"y": x})
     with pytest.raises(ValueError, match="same number of samples"):
         capture(model, "lifting", {"x": x, "y": x[:1]})

@@ -404,6 +404,34 @@ def test_compiled_fno_is_spliced() -> None:
     assert n_hooks(model) == 0
 
 
+def test_a_replacement_that_never_acts_says_so() -> None:
+    class Skipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Conv1d(2, 2, 1), nn.Conv1d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    model, x = Skipping(), torch.randn(1, 2, 4)
+    with (
+        pytest.raises(RuntimeError, match="nothing was replaced at 'unused': the model ran, but never called this module"),
+        replace_activation(model, "unused", torch.zeros_like),
+    ):
+        model(x)
+    with (
+        pytest.raises(RuntimeError, match="nothing was replaced at 'used.1': .* 2 times in a pass"),
+        replace_activation(model, "used.1", torch.zeros_like),
+    ):
+        model(x)
+    with replace_activation(model, "unused", torch.zeros_like):
+        pass  # the model did not run
+    with pytest.raises(KeyError), replace_activation(model, "unused", torch.zeros_like):
+        model(x)
+        raise KeyError  # the first error is the one to see
+    assert n_hooks(model) == 0
+
+
 def test_ablate_drops_rows() -> None:
     codes = example_codes()
     for edit in (ablate(3, 0), ablate([3, 0]), ablate(torch.tensor([3, 0]))):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,10 @@ from neuralop import models
 from neuralop.models import FNO, TFNO
 from torch import Tensor, nn
 
-from neuralop_sae.attach.sites import Site, find_sites, register_sites, resolve_site, unpadded_slices
+from neuralop_sae.attach.capture import capture
+from neuralop_sae.attach.interventions import replace_activation
+from neuralop_sae.attach.padding import unpadded_slices
+from neuralop_sae.attach.sites import Site, find_sites, register_sites, resolve_site
 
 
 def make_fno(kind: type = FNO, dims: int = 2, **options: Any) -> Any:
@@ -174,3 +178,92 @@ def test_grids_without_margins_are_refused() -> None:
     quarter = make_fno(n_layers=1, domain_padding=0.25, resolution_scaling_factor=0.25)
     with pytest.raises(ValueError, match="resolution scale"):
         unpadded_slices(quarter, resolve_site(quarter, "fno_blocks.0"), (1, 8, 4, 4))
+
+
+class Structured(nn.Module):
+    """Returns what its name says."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.linear = kind, nn.Conv1d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.linear(x)
+        kinds = {"list": [x, y], "tuple": (x, y), "dict": OrderedDict(a=x, b=y), "digits": {"0": x, "1": y}}
+        self.kept: Any = kinds[self.kind]
+        return self.kept
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("list", "inner[1]"), ("tuple", "inner[1]"), ("dict", "inner[b]"), ("digits", "inner[1]")]
+)
+def test_outputs_of_other_types_have_sites_by_index_or_key(kind: str, name: str) -> None:
+    inner, x = Structured(kind), torch.randn(3, 2, 4)
+    model = nn.ModuleDict({"inner": inner})
+    model.forward = lambda x: inner(x)  # type: ignore[method-assign]
+    clean = model(x)
+    entries = list(clean.values()) if isinstance(clean, dict) else clean
+    assert torch.equal(capture(model, name, x), entries[1])
+    with replace_activation(model, name, torch.zeros_like):
+        ablated = model(x)
+    assert type(ablated) is type(clean)
+    assert all(value.any() for value in (inner.kept.values() if isinstance(clean, dict) else inner.kept))  # not in place
+    first, second = list(ablated.values()) if isinstance(ablated, dict) else ablated
+    assert torch.equal(first, x)
+    assert not second.any()
+    if isinstance(clean, dict):
+        assert list(ablated) == list(clean)
+        with pytest.raises(
+            TypeError, match=r"returns .*ict with the keys \[.*\]; name one entry of a mapping by its key, as in"
+        ):
+            capture(model, "inner", x)
+    with pytest.raises(TypeError, match="no output 7, but"):
+        capture(model, "inner[7]", x)
+    with pytest.raises(TypeError, match="no output c, but"):
+        capture(model, "inner[c]", x)
+
+
+def test_the_kth_call_of_any_module() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Conv1d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(self.net(x))
+
+    model, x = Twice(), torch.randn(3, 2, 4)
+    first, second = resolve_site(model, "net.0"), resolve_site(model, "net.1")
+    assert (first.path, first.nth, second.nth) == ("net", 0, 1)
+    captured = capture(model, [first, second], x)
+    assert torch.equal(captured["net.0"], model.net(x).detach())
+    assert torch.equal(captured["net.1"], model(x).detach())
+    with pytest.raises(RuntimeError, match="fired 2 times in a pass: name one call, as in 'net.0'"):
+        capture(model, "net", x)
+    with replace_activation(model, "net.0", torch.zeros_like):
+        assert torch.equal(model(x), model.net(torch.zeros_like(x)))
+    assert resolve_site(nn.ModuleDict({"a": nn.LSTM(2, 2)}), "a.1[0]").__dict__ | {"n_dim": None} == (
+        Site("a", path="a", nth=1, output=0).__dict__
+    )
+
+
+def test_rules_are_registered_once_and_by_name() -> None:
+    with pytest.raises(ValueError, match=r"fno.FNO' is registered already: .* classes with a rule: .*neuralop.models.rno.rno"):
+        register_sites(FNO)(lambda module, call: ())
+    with pytest.raises(ValueError, match="registered already"):
+        register_sites("neuralop.models.rno.RNO")(lambda module, call: ())
+    with pytest.raises(TypeError, match="call_arguments"):
+        register_sites("elsewhere.Operator", call_arguments=("index", 1))(lambda module, call: ())
+    register_sites("elsewhere.Operator", output="batch points channels")(lambda module, call: ("b", "a"))
+
+    class Operator(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Identity(), nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(self.b(x))
+
+    Operator.__module__, Operator.__qualname__ = "elsewhere", "Operator"
+    assert find_sites(nn.Sequential(Operator())) == ["0.b", "0.a", "0"]
+    assert resolve_site(nn.Sequential(Operator()), "0").axes == ("batch", "channels", "points")
