@@ -8,12 +8,14 @@ from .analysis.faithfulness import faithfulness
 from .analysis.report import report
 from .attach.capture import capture
 from .attach.interventions import ablate, replace_activation, splice, steer
-from .attach.sites import Site, find_sites, register_sites
+from .attach.rules import Stage, register_sites
+from .attach.sites import Site, find_sites
 from .codes import ConceptCodes
 from .layers import (
     All,
     BatchTopK,
     ConceptRule,
+    Convolution,
     DomainRule,
     FourierBasis,
     Identity,
@@ -23,13 +25,15 @@ from .layers import (
     SoftLocalTopK,
     SoftThreshold,
     SpectralBasis,
+    SphericalBasis,
     TopFraction,
     TopK,
     register_basis,
+    register_concept_layer,
     register_concept_rule,
     register_domain_rule,
 )
-from .models import SAE, SAEFNO, SAETFNO, Compression, SAEOutput, SAEPointwise, compress, load
+from .models import SAE, SAEFNO, SAESFNO, SAETFNO, Compression, SAEOutput, SAEPointwise, compress, load
 from .training.trainer import TrainingConfig, TrainingHistory, train
 
 __version__ = "0.1.0"
@@ -37,12 +41,14 @@ __version__ = "0.1.0"
 __all__ = [
     "SAE",
     "SAEFNO",
+    "SAESFNO",
     "SAETFNO",
     "All",
     "BatchTopK",
     "Compression",
     "ConceptCodes",
     "ConceptRule",
+    "Convolution",
     "DomainRule",
     "FourierBasis",
     "Identity",
@@ -55,6 +61,8 @@ __all__ = [
     "SoftLocalTopK",
     "SoftThreshold",
     "SpectralBasis",
+    "SphericalBasis",
+    "Stage",
     "TopFraction",
     "TopK",
     "TrainingConfig",
@@ -68,6 +76,7 @@ __all__ = [
     "find_sites",
     "load",
     "register_basis",
+    "register_concept_layer",
     "register_concept_rule",
     "register_domain_rule",
     "register_sites",

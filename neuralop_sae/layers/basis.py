@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from ..registry import Registry
 
 bases: Registry[type[SpectralBasis]] = Registry("basis")
 register_basis = bases.register
+
+T = TypeVar("T")
 
 
 class Pairing(NamedTuple):
@@ -47,19 +51,25 @@ class SpectralBasis(ABC):
       For a field in the span this is Parseval, :math:`\|f\|^2 = \sum_\kappa w_\kappa |f_\kappa|^2`.
     - *discretisation invariance*: coefficients of a band-limited field do not depend on the grid.
 
-    Subclasses give :meth:`analysis`, :meth:`synthesis`, :meth:`weights`, :meth:`pairing`, :meth:`quadrature`,
-    :meth:`resample` and :meth:`config`.
+    Subclasses take `n_modes` in their constructor, set :attr:`n_dim` and :attr:`mode_shape`, and give :meth:`analysis`,
+    :meth:`synthesis`, :meth:`weights` and :meth:`quadrature`. The other methods have general forms here; a basis that knows
+    better replaces them: :meth:`pairing` in closed form, :meth:`resample` beyond its own modes, :meth:`wavenumbers`,
+    :meth:`impulse`, :meth:`shared_points`, :meth:`smallest_grid`.
 
     Attributes
     ----------
     n_dim : int
-        Number of grid dimensions.
+        Number of grid dimensions, and of axes of the coefficients.
     mode_shape : tuple of int
         Shape of the coefficients of one field.
+    equivariant : bool
+        Whether multiplying coefficients commutes with translations, so that a concept's atom is the same function wherever
+        it is put.
     """
 
     n_dim: int
     mode_shape: tuple[int, ...]
+    equivariant: bool = False
 
     @abstractmethod
     def analysis(self, field: Tensor) -> Tensor:
@@ -80,18 +90,83 @@ class SpectralBasis(ABC):
     def quadrature(self, shape: Sequence[int], *, like: Tensor) -> Tensor:
         """Quadrature weights of the grid, broadcastable to ``(*shape)``; over the whole grid they sum to one."""
 
-    @abstractmethod
     def resample(self, field: Tensor, shape: Sequence[int]) -> Tensor:
-        """The field ``(..., *grid)`` on the grid `shape`, keeping every frequency that both grids resolve."""
+        """The field ``(..., *grid)`` on the grid `shape`. Here only the modes of the basis are kept, unless the grid is the
+        same; a basis that can make a larger one of its kind keeps every mode that both grids resolve."""
+        grid = self.check_grid(shape)
+        return field if grid == tuple(field.shape[-self.n_dim :]) else self.synthesis(self.analysis(field), grid)
 
-    @abstractmethod
     def config(self) -> dict[str, object]:
-        """Constructor arguments as plain data."""
+        """Constructor arguments as plain data: attributes of the same names."""
+        names = list(inspect.signature(type(self)).parameters)
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
-    @abstractmethod
     def pairing(self, shape: Sequence[int] | None = None, *, like: Tensor) -> Pairing:
-        """``analysis(synthesis(c))`` on the grid `shape` (None: on the continuum) in closed form, see :class:`Pairing`;
-        real, with the device and real dtype of `like`."""
+        """``analysis(synthesis(c))`` on the grid `shape` (None: on the continuum), see :class:`Pairing`; real, with the
+        device and real dtype of `like`. Here it is found by trying every mode; on the continuum stands
+        :meth:`smallest_grid`."""
+        return self._cached("pairing", shape, like, self._try_modes)
+
+    def _try_modes(self, shape: Sequence[int] | None, like: Tensor) -> Pairing:
+        grid = self.smallest_grid() if shape is None else self.check_grid(shape)
+        size = math.prod(self.mode_shape)
+        unit = torch.eye(size, dtype=torch.complex128, device=like.device)
+        direct, turned = (
+            self.analysis(self.synthesis((factor * unit).reshape(size, *self.mode_shape), grid)).reshape(size, size)
+            for factor in (1, 1j)
+        )
+        own, mirrored = (direct - 1j * turned) / 2, (direct + 1j * turned) / 2  # of c and of its conjugate
+        partner = mirrored.abs().argmax(0)
+        parts = (own.diagonal().real, mirrored.gather(0, partner[None])[0].real)
+        clean = (part.where(part.abs() > 1e-9, 0.0).to(real_dtype(like)) for part in parts)
+        return Pairing(*clean, partner)
+
+    def smallest_grid(self) -> tuple[int, ...]:
+        """A grid that holds all modes, in as few points as is known."""
+        return tuple(2 * size + 1 for size in self.mode_shape)
+
+    def wavenumbers(self) -> Tensor:
+        """By which modes are sorted into spectra, ``(*mode_shape)`` in float64: here the length of the mode's index."""
+        axes = [torch.arange(size, dtype=torch.float64) for size in self.mode_shape]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)
+
+    def impulse(self, *, like: Tensor) -> Tensor:
+        """Coefficients ``(*mode_shape)`` of the unit impulse in the middle of the domain: all modes in phase there, L2 norm
+        one. Here it is found on :meth:`smallest_grid`."""
+        return self._cached("impulse", None, like, self._make_impulse)
+
+    def _make_impulse(self, _: Sequence[int] | None, like: Tensor) -> Tensor:
+        grid = self.smallest_grid()
+        point = torch.zeros(grid, dtype=torch.float64, device=like.device)
+        point[tuple(size // 2 for size in grid)] = 1.0
+        coefficients = self.analysis(point)
+        return (coefficients / self.energy(coefficients).sqrt()).to(real_dtype(like).to_complex())
+
+    def centred(self, field: Tensor) -> Tensor:
+        """A field ``(..., *grid)`` made from :meth:`impulse`, with its impulse in the middle of the grid."""
+        return field
+
+    def shared_points(self, fine: Sequence[int], coarse: Sequence[int]) -> tuple[slice, ...] | None:
+        """Slices that pick the points of the grid `coarse` from a field on the grid `fine`; None if it does not hold them,
+        or it is not known."""
+        return (slice(None),) * self.n_dim if tuple(fine) == tuple(coarse) else None
+
+    def restrict(self, field: Tensor, shape: Sequence[int]) -> Tensor:
+        """A field ``(..., *grid)`` on a coarser grid: read off at the shared points where the grids nest, resampled
+        otherwise."""
+        shared = self.shared_points(field.shape[-self.n_dim :], self.check_grid(shape))
+        return self.resample(field, shape) if shared is None else field[(..., *shared)]  # type: ignore[index]
+
+    def _cached(self, what: str, shape: Sequence[int] | None, like: Tensor, make: Callable[..., T]) -> T:
+        """What `make` gives for a grid, a device and a dtype, made once."""
+        constants: dict[tuple[object, ...], Any] = self.__dict__.setdefault("_constants", {})
+        key = (what, None if shape is None else tuple(shape), like.device, real_dtype(like))
+        if key not in constants:
+            # Made in a caller's inference mode, it would break later backward passes.
+            with torch.inference_mode(False), torch.no_grad():
+                constants[key] = make(shape, like)
+        return constants[key]  # type: ignore[no-any-return]
 
     def gram(self, coefficients: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """``analysis(synthesis(c))`` on the grid `shape` (None: on the continuum), by :meth:`pairing`."""

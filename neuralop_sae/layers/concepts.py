@@ -1,4 +1,4 @@
-"""Concept layers: p integral operators between m channels and scalar codes, held by a neuralop SpectralConv.
+"""Concept layers: p integral operators between m channels and scalar codes, held by a neuralop spectral convolution.
 
 An encoder maps a field to one scalar code per concept, a decoder writes codes back as fields. Both hold neuralop's own
 layers (``conv``: SpectralConv; ``skip``: the FNO block's pointwise skip) and work on the concepts that are on;
@@ -7,19 +7,20 @@ layers (``conv``: SpectralConv; ``skip``: the FNO block's pointwise skip) and wo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from neuralop.layers.skip_connections import skip_connection
-from neuralop.layers.spectral_convolution import SpectralConv
 from torch import Tensor, nn
 
 from .basis import SpectralBasis
+from .conv_modules import convolution_of
 from .exchange import ALONE, Exchange
 from .factorized import MixedKernels
-from .fourier import FourierBasis
 from .kernels import Kernels, kernels_of
-from .moments import Energies, EnergyForm, Spectrum, energies, impulse, kernel_norms
+from .moments import Energies, EnergyForm, Spectrum, energies, kernel_norms
 from .ranks import decoder_rank, dictionary_rank
 from .rows import take_rows
 from .selection import Selection
@@ -37,6 +38,8 @@ class _ConceptLayer(nn.Module):
         out_channels: int,
         n_modes: Sequence[int],
         *,
+        conv_module: str | type[nn.Module] = "SpectralConv",
+        conv_options: Mapping[str, Any] | None = None,
         skip: str | None = "linear",
         factorization: str | None = None,
         rank: float | int | Sequence[int] = 1.0,
@@ -45,17 +48,12 @@ class _ConceptLayer(nn.Module):
         if skip not in ("linear", None):
             raise ValueError(f"unknown skip {skip!r}; known: 'linear' (pointwise, as in an FNO block) or None")
         self.n_modes = tuple(n_modes)
-        self.basis: SpectralBasis = FourierBasis(n_modes)
+        self.convolution = convolution_of(conv_module, n_modes, conv_options)
+        self.basis: SpectralBasis = self.convolution.basis
+        self.multiplicity = math.prod(self.basis.mode_shape) // math.prod(self.convolution.kernel_shape)
         channels, concepts = (in_channels, out_channels) if self.concept_axis else (out_channels, in_channels)
-        self.conv = SpectralConv(
-            in_channels,
-            out_channels,
-            tuple(n_modes),
-            factorization=factorization,
-            rank=self._explicit_rank(factorization, rank, channels, concepts) if factorization else 1.0,
-            implementation="factorized",
-            fft_norm="forward",
-        )
+        ranks = self._explicit_rank(factorization, rank, channels, concepts) if factorization else 1.0
+        self.conv = self.convolution.make(in_channels, out_channels, factorization=factorization, rank=ranks)
         self.skip = skip_connection(in_channels, out_channels, self.basis.n_dim, skip_type=skip) if skip else None
         self.kernels.lay_out_()
         if isinstance(self.kernels, MixedKernels):
@@ -76,14 +74,14 @@ class _ConceptLayer(nn.Module):
             rank,
             n_channels=n_channels,
             n_concepts=n_concepts,
-            mode_shape=self.basis.mode_shape,
+            mode_shape=self.convolution.kernel_shape,
             axis=self.concept_axis,
         )
 
     @property
     def kernels(self) -> Kernels:
         """The spectral weight, concept by concept."""
-        kernels = kernels_of(self.conv.weight, self.concept_axis)
+        kernels = kernels_of(self.conv.weight, self.concept_axis, self.multiplicity)
         kernels.exchange = self.exchange
         return kernels
 
@@ -99,6 +97,11 @@ class _ConceptLayer(nn.Module):
         skip = self.skip_rows(slice(None))
         return None if skip is None else skip.detach()
 
+    @torch.no_grad()
+    def zero_bias(self) -> None:
+        """Set the bias to zero."""
+        self.conv.bias.zero_()
+
     def _form(self, shape: Sequence[int] | None) -> EnergyForm:
         like = self.conv.bias
         key = (None if shape is None else tuple(shape), like.device, like.dtype)
@@ -109,30 +112,9 @@ class _ConceptLayer(nn.Module):
         return self._forms[key]
 
     def dense_forward(self, field: Tensor) -> Tensor:
-        """All concepts through the neuralop layers, ``(B, in, *grid)`` -> ``(B, out, *grid)``. Where upstream's transform
-        is wrong (odd leading grid sizes, float64) a plain reference takes its place."""
-        grid = field.shape[2:]
-        upstream_is_right = field.dtype == torch.float32 and all(size % 2 == 0 for size in grid[:-1])
-        out = self.conv(field) if upstream_is_right else self._reference(field)
+        """All concepts through the neuralop layers, ``(B, in, *grid)`` -> ``(B, out, *grid)``."""
+        out = self.convolution.dense(self.conv, field)
         return out if self.skip is None else out + self.skip(field)
-
-    def _reference(self, field: Tensor) -> Tensor:
-        """SpectralConv by one full transform and explicit frequencies."""
-        grid = field.shape[2:]
-        dims = tuple(range(2, field.ndim))
-        spectrum = torch.fft.rfftn(field, dim=dims, norm="forward")
-        weight = self.conv.weight.to_tensor()
-        frequencies = [torch.tensor(list(k)) for k in FourierBasis(self.n_modes).frequencies()]
-        held = [(2 * k.abs() <= n) & (2 * k != n) for k, n in zip(frequencies[:-1], grid[:-1], strict=True)]
-        held.append(2 * frequencies[-1] <= grid[-1])
-        for axis, keep in enumerate(held):
-            weight = weight.index_select(axis + 2, keep.nonzero()[:, 0].to(weight.device))
-        kept = [k[h] % n for k, h, n in zip(frequencies[:-1], held[:-1], grid[:-1], strict=True)]
-        kept.append(frequencies[-1][held[-1]])
-        index = (slice(None), slice(None), *torch.meshgrid(*kept, indexing="ij"))
-        out = spectrum.new_zeros(len(field), weight.shape[1], *spectrum.shape[2:])
-        out[index] = torch.einsum("bi...,io...->bo...", spectrum[index], weight)
-        return torch.fft.irfftn(out, s=grid, dim=dims, norm="forward") + self.conv.bias
 
 
 class ConceptEncoder(_ConceptLayer):
@@ -146,6 +128,8 @@ class ConceptEncoder(_ConceptLayer):
         p, size of the dictionary.
     n_modes : sequence of int
         Modes per dimension, as in SpectralConv.
+    conv_module, conv_options
+        The convolution that holds the concepts, see :func:`~neuralop_sae.layers.conv_modules.convolution_of`.
     skip : {"linear", None}
         Pointwise part P, as an FNO block's skip. It acts on every frequency.
     factorization, rank
@@ -233,18 +217,17 @@ class ConceptDecoder(_ConceptLayer):
         self.kernels.scale_(norm / norms)
 
     def kernel_norms(self) -> Tensor:
-        """L2 norm of each concept's atom over all channels, ``(p,)``, without its synthesis; for a concept with a
-        pointwise part alone it is ``|V_c|``. See :func:`~neuralop_sae.layers.moments.kernel_norms`."""
+        """L2 norm of each concept's kernel over all channels, ``(p,)``: of its atom where concepts commute with translations;
+        for a concept with a pointwise part alone it is ``|V_c|``. See :func:`~neuralop_sae.layers.moments.kernel_norms`."""
         return kernel_norms(self.kernels, self._pointwise, self._form(None))
 
     def atoms(self, concepts: Tensor, shape: Sequence[int], *, pointwise: bool = True) -> Tensor:
-        """What each concept writes for the unit impulse at point ``size // 2`` of each axis, ``(n, m, *shape)``; with or
-        without its pointwise part."""
-        unit = impulse(self._form(None)).reshape(self.basis.mode_shape)
-        rows = self.kernels.rows(concepts).transpose(1, 2)
+        """What each concept writes for the unit impulse in the middle of the domain, ``(n, m, *shape)``; with or without its
+        pointwise part."""
+        unit = self.basis.impulse(like=self.conv.bias)
+        rows = self.kernels.rows(concepts).transpose(1, 2).repeat_interleave(self.multiplicity, -1)
         written = rows.reshape(*rows.shape[:2], *self.basis.mode_shape) * self.basis.gram(unit)
         skip = self.skip_rows(concepts)
         if skip is not None and pointwise:
             written = written + skip.view(*skip.shape, *(1,) * self.basis.n_dim) * unit
-        atoms = self.basis.synthesis(written, shape)
-        return atoms.roll(tuple(size // 2 for size in shape), tuple(range(2, atoms.ndim)))
+        return self.basis.centred(self.basis.synthesis(written, shape))

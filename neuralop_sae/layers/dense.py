@@ -28,8 +28,8 @@ class DenseKernels(Kernels):
     """Kernels of a dense weight, which is laid out in memory as (concept, *modes, channel); its logical shape stays
     neuralop's. See :class:`Kernels`."""
 
-    def __init__(self, weight: FactorizedTensor, axis: int) -> None:
-        super().__init__(weight, axis)
+    def __init__(self, weight: FactorizedTensor, axis: int, multiplicity: int = 1) -> None:
+        super().__init__(weight, axis, multiplicity)
         self.order = (axis, *range(2, weight.tensor.ndim), 1 - axis)
 
     @property
@@ -52,17 +52,24 @@ class DenseKernels(Kernels):
         return self._table[concepts]
 
     def respond(self, x: Tensor, selection: Selection) -> Tensor:
-        return self._product(x, selection, reads=True)
+        return self.unfold(self._product(self.fold_fields(x), selection, reads=True))
 
     def write(self, codes: Tensor, selection: Selection) -> Tensor:
-        return self._product(codes, selection, reads=False)
+        return self.unfold_fields(self._product(self.fold(codes), selection, reads=False))
 
     def _product(self, data: Tensor, selection: Selection, *, reads: bool) -> Tensor:
         weight = self.weight.tensor
         return _Product.apply(weight, data, self, selection, recording(weight), reads)  # type: ignore[no-any-return]
 
     def respond_all(self, x: Tensor, concepts: slice) -> Tensor:
-        return torch.bmm(x.transpose(0, 1), self._table.detach()[concepts].permute(1, 2, 0))
+        folded = self.fold_fields(x)  # (B, K, Q, m)
+        batch, n_modes, n_each, _ = folded.shape
+        table = self._table.detach()[concepts].permute(1, 2, 0)
+        out = torch.bmm(folded.permute(1, 2, 0, 3).flatten(1, 2), table)  # (K, Q B, n)
+        if not self.is_real:
+            return out.view(n_modes * n_each, batch, -1)
+        pairs = out.view(-1, 2, batch, out.shape[-1]).movedim(1, -1)
+        return torch.view_as_complex(pairs.contiguous())
 
     @torch.no_grad()
     def scale_(self, scale: Tensor) -> None:
@@ -85,7 +92,7 @@ class DenseKernels(Kernels):
 
 @dataclass(frozen=True)
 class OuterProducts:
-    """A gradient in its factors: row ``index[n]`` gets ``left[n, K] * right[sample[n], K, m]``."""
+    """A gradient in its factors: row ``index[n]`` gets ``left[n, K, Q] * right[sample[n], K, Q, m]``, summed over Q."""
 
     selection: Selection
     left: Tensor
@@ -100,33 +107,52 @@ class OuterProducts:
         """See :class:`~neuralop_sae.layers.rows.Part`; ``total (U, *modes, m)``."""
         table, left, sample = total.flatten(1, -2), self.left[entries], self.selection.sample[entries]
         if _GATHER_COST * len(left) >= len(table) * len(self.right):
-            dense = left.new_zeros(left.shape[1], len(table), len(self.right))
-            dense[:, position, sample] = left.T
-            table += torch.bmm(dense, self.right.transpose(0, 1)).transpose(0, 1)
+            placed = _placed(left, position, sample, len(table), len(self.right))
+            table += torch.bmm(placed, _by_mode(self.right)).transpose(0, 1)
             return
         step = max(1, chunk_bytes(left.device) // (self.right[0].numel() * self.right.element_size()))
         for first in range(0, len(left), step):
             some = slice(first, first + step)
-            fields = self.right.index_select(0, sample[some])
-            table.index_add_(0, position[some], fields.mul_(left[some, :, None]))
+            fields = self.right.index_select(0, sample[some]).mul_(left[some, ..., None])
+            table.index_add_(0, position[some], _total(fields, 2))
 
     def square_norm(self, position: Tensor, n_rows: int) -> Tensor | None:
         r"""See :class:`~neuralop_sae.layers.rows.Part`. The rows are :math:`D_\kappa R_\kappa` with the entries of `left` on
         the places (row, sample) of D, so their squares sum to :math:`\sum_\kappa \mathrm{tr}\, D_\kappa (R_\kappa
         R_\kappa^*) D_\kappa^*`: products of samples take the place of channels."""
-        n_samples, n_modes, n_channels = self.right.shape
-        if n_rows * n_samples**2 > 4 * len(self.left) * n_channels:
+        n_samples, _, n_each, n_channels = self.right.shape
+        if n_rows * n_each * n_samples**2 > 4 * len(self.left) * n_channels:
             return None
-        placed = self.left.new_zeros(n_modes, n_rows, n_samples)
-        placed[:, position, self.selection.sample] = self.left.T
-        fields = self.right.transpose(0, 1)
+        placed = _placed(self.left, position, self.selection.sample, n_rows, n_samples)
+        fields = _by_mode(self.right)
         weighted = torch.bmm(placed, torch.bmm(fields, fields.mH))
-        return torch.linalg.vecdot(torch.view_as_real(placed).flatten(), torch.view_as_real(weighted).flatten())
+        return torch.linalg.vecdot(*(_reals(tensor).flatten() for tensor in (placed, weighted)))
+
+
+def _placed(left: Tensor, position: Tensor, sample: Tensor, n_rows: int, n_samples: int) -> Tensor:
+    """Entries ``(n, K, Q)`` at their rows and samples, ``(K, n_rows, n_samples Q)``."""
+    placed = left.new_zeros(left.shape[1], n_rows, n_samples, left.shape[2])
+    placed[:, position, sample] = left.transpose(0, 1)
+    return placed.flatten(2)
+
+
+def _by_mode(fields: Tensor) -> Tensor:
+    """``(B, K, Q, m)`` -> ``(K, B Q, m)``."""
+    return fields.transpose(0, 1).flatten(1, 2)
+
+
+def _total(tensor: Tensor, dim: int) -> Tensor:
+    """Sum over an axis; no work where its size is one."""
+    return tensor.squeeze(dim) if tensor.shape[dim] == 1 else tensor.sum(dim)
+
+
+def _reals(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 class _Product(torch.autograd.Function):
-    """Reading and writing, each the adjoint of the other: `data` are fields ``(B, K, m)`` if it `reads`, else codes
-    ``(n, K)``."""
+    """Reading and writing, each the adjoint of the other: `data` are fields ``(B, K, Q, m)`` if it `reads`, else codes
+    ``(n, K, Q)``."""
 
     @staticmethod
     def forward(
@@ -157,27 +183,34 @@ class _Product(torch.autograd.Function):
 
 
 def _read(table: Tensor, x: Tensor, selection: Selection) -> Tensor:
-    """``table (p, K, m)``, ``x (B, K, m)`` -> ``(n, K)``; see :meth:`Kernels.respond`."""
-    if _GATHER_COST * len(selection) >= len(table) * len(x):
-        everything = torch.bmm(x.transpose(0, 1), table.permute(1, 2, 0))
-        return everything[:, selection.sample, selection.concept].T.contiguous()
-    out = x.new_empty(len(selection), x.shape[1])
+    """``table (p, K, m)``, ``x (B, K, Q, m)`` -> ``(n, K, Q)``; see :meth:`Kernels.respond`."""
+    n_samples, n_modes, n_each, _ = x.shape
+    if _GATHER_COST * len(selection) >= len(table) * n_samples:
+        everything = torch.bmm(_by_mode(x), table.permute(1, 2, 0)).view(n_modes, n_samples, n_each, len(table))
+        return everything.transpose(2, 3)[:, selection.sample, selection.concept].transpose(0, 1).contiguous()
+    out = x.new_empty(len(selection), n_modes, n_each)
     for pairs, fields in _by_sample(selection, x):
-        rows = table.index_select(0, selection.concept[pairs]).view(len(fields), -1, *x.shape[1:])
-        torch.sum(rows.mul_(fields).flatten(0, 1), -1, out=out[pairs])
+        rows = table.index_select(0, selection.concept[pairs]).view(len(fields), -1, *table.shape[1:])
+        if n_each == 1:
+            torch.sum(rows.mul_(fields[..., 0, :]).flatten(0, 1), -1, keepdim=True, out=out[pairs])
+        else:
+            out[pairs] = torch.matmul(fields, rows[..., None]).squeeze(-1).flatten(0, 1)
     return out
 
 
 def _written(table: Tensor, codes: Tensor, selection: Selection) -> Tensor:
-    """``table (p, K, m)``, ``codes (n, K)`` -> ``(B, K, m)``; see :meth:`Kernels.write`."""
+    """``table (p, K, m)``, ``codes (n, K, Q)`` -> ``(B, K, Q, m)``; see :meth:`Kernels.write`."""
+    n_each = codes.shape[2]
     if _GATHER_COST * len(selection) >= len(table) * selection.n_samples:
-        dense = codes.new_zeros(selection.n_samples, len(table), codes.shape[1])
-        dense[selection.sample, selection.concept] = codes
-        return torch.bmm(dense.permute(2, 0, 1), table.transpose(0, 1)).transpose(0, 1)
-    out = codes.new_zeros(selection.n_samples, *table.shape[1:])
+        placed = codes.new_zeros(selection.n_samples, len(table), *codes.shape[1:])
+        placed[selection.sample, selection.concept] = codes
+        written = torch.bmm(placed.permute(2, 0, 3, 1).flatten(1, 2), table.transpose(0, 1))  # (K, B Q, m)
+        return written.view(len(written), selection.n_samples, n_each, -1).transpose(0, 1)
+    out = codes.new_zeros(selection.n_samples, table.shape[1], n_each, table.shape[2])
     for pairs, fields in _by_sample(selection, out):
-        rows = table.index_select(0, selection.concept[pairs]).view(len(fields), -1, *table.shape[1:])
-        rows.mul_(codes[pairs].view(len(fields), -1, codes.shape[1], 1))
+        rows = table.index_select(0, selection.concept[pairs]).view(len(fields), -1, table.shape[1], 1, table.shape[2])
+        entries = codes[pairs].view(len(fields), -1, *codes.shape[1:], 1)
+        rows = rows.mul_(entries) if n_each == 1 else rows * entries
         if selection.every is None:
             out.index_add_(0, selection.sample[pairs], rows[:, 0])
         else:
@@ -186,7 +219,7 @@ def _written(table: Tensor, codes: Tensor, selection: Selection) -> Tensor:
 
 
 def _by_sample(selection: Selection, fields: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Chunks of pairs whose rows fit in cache, with the fields that they meet: ``(s, 1, K, m)`` for s samples of equally
+    """Chunks of pairs whose rows fit in cache, with the fields that they meet: ``(s, 1, K, Q, m)`` for s samples of equally
     many pairs, as a view, or one field for each pair."""
     row_bytes = fields[0].numel() * fields.element_size()
     step = max(1, chunk_bytes(fields.device) // row_bytes)

@@ -27,7 +27,8 @@ from .kernels import Kernels, register_form
 from .rows import take_rows
 from .selection import Selection
 
-# In every contraction below: B sample, N concept, I channel, one of XYZUVW per mode axis, rs mixing, abcdef other ranks.
+# In every contraction below: B sample, N concept, I channel, one of XYZUVW per mode axis, Q coefficient of a mode, rs mixing,
+# abcdef other ranks.
 _AXES, _BONDS = "XYZUVW", "abcdef"
 
 
@@ -55,7 +56,7 @@ class MixedKernels(Kernels):
 
     @abstractmethod
     def mixing(self, concepts: Tensor | slice) -> Tensor:
-        """Mixing vectors of some concepts, ``(n, r)`` complex, with gradient (by row inside :class:`RowGradients`)."""
+        """Mixing vectors of some concepts, ``(n, r)``, with gradient (by row inside :class:`RowGradients`)."""
 
     @abstractmethod
     def _template_factors(self) -> tuple[str, list[Tensor]]:
@@ -83,22 +84,26 @@ class MixedKernels(Kernels):
         return _einsum(f"{','.join([terms, before] if before else [terms])}->{after}", *factors, *data)
 
     def templates(self) -> Tensor:
-        """F, ``(r, K, m)`` complex, with gradient."""
+        """F, ``(r, K, m)``, with gradient."""
         return self._contract("", f"{self._mixed}{self._axes}I").reshape(self.rank, self.n_modes, self.n_channels)
 
     def features(self, x: Tensor) -> Tensor:
-        r"""What the templates read, :math:`\sum_i F_{ri}(\kappa)\,x_i(\kappa)`: ``x (B, K, m)`` -> ``(B, r, K)``."""
-        out = self._contract(
-            f"B{self._axes}I", f"B{self._mixed}{self._axes}", x.reshape(len(x), *self.mode_shape, self.n_channels)
-        )
-        return out.reshape(len(x), self.rank, self.n_modes)
+        r"""What the templates read, :math:`\sum_i F_{ri}(\kappa)\,x_i(\kappa)`: ``x (B, K Q, m)`` -> ``(B, r, K Q)``,
+        complex."""
+        return self.unfold(self._features(x))
 
-    def expand(self, y: Tensor) -> Tensor:
-        r"""What the templates write, :math:`\sum_r F_{ri}(\kappa)\,y_r(\kappa)`: ``y (B, r, K)`` -> ``(B, K, m)``."""
-        out = self._contract(
-            f"B{self._mixed}{self._axes}", f"B{self._axes}I", y.reshape(len(y), *self.mixing_shape, *self.mode_shape)
-        )
-        return out.reshape(len(y), self.n_modes, self.n_channels)
+    def _features(self, x: Tensor) -> Tensor:
+        folded = self.fold_fields(x)  # (B, K, Q, m)
+        data = folded.reshape(len(x), *self.mode_shape, *folded.shape[2:])
+        out = self._contract(f"B{self._axes}QI", f"B{self._mixed}{self._axes}Q", data)
+        return out.reshape(len(x), self.rank, self.n_modes, -1)
+
+    def _expand(self, y: Tensor) -> Tensor:
+        """What the templates write, the adjoint of :meth:`_features` but for conjugation: ``y (B, r, K, Q)`` ->
+        ``(B, K Q, m)``."""
+        data = y.reshape(len(y), *self.mixing_shape, *self.mode_shape, y.shape[-1])
+        out = self._contract(f"B{self._mixed}{self._axes}Q", f"B{self._axes}QI", data)
+        return self.unfold_fields(out.reshape(len(y), self.n_modes, -1, self.n_channels))
 
     def rows(self, concepts: Tensor | slice) -> Tensor:
         mixing = self.mixing(concepts)
@@ -106,17 +111,19 @@ class MixedKernels(Kernels):
         return out.reshape(len(mixing), self.n_modes, self.n_channels)
 
     def respond(self, x: Tensor, selection: Selection) -> Tensor:
-        mixing = selection.to_slots(self.mixing(selection.concept))
-        return selection.to_rows(mixing @ self.features(x))
+        mixing, features = selection.to_slots(self.mixing(selection.concept)), self._features(x)
+        return self.unfold(selection.to_rows(mixing @ features.flatten(2)).unflatten(-1, features.shape[2:]))
 
     def write(self, codes: Tensor, selection: Selection) -> Tensor:
-        mixing = selection.to_slots(self.mixing(selection.concept))
-        return self.expand(mixing.transpose(1, 2) @ selection.to_slots(codes))
+        mixing, folded = selection.to_slots(self.mixing(selection.concept)), self.fold(codes)
+        mixed = mixing.transpose(1, 2) @ selection.to_slots(folded.flatten(1))
+        return self._expand(mixed.unflatten(-1, folded.shape[1:]))
 
     @torch.no_grad()
     def respond_all(self, x: Tensor, concepts: slice) -> Tensor:
-        features = self.features(x).permute(2, 0, 1).reshape(-1, self.rank)  # one large product instead of K small ones
-        return (features @ self.mixing(concepts).T).reshape(self.n_modes, len(x), -1)
+        features = self.features(x).permute(2, 0, 1)  # one large product instead of K small ones
+        mixing = self.mixing(concepts).to(features.dtype)
+        return (features.reshape(-1, self.rank) @ mixing.T).reshape(len(features), len(x), -1)
 
     @torch.no_grad()
     def scale_(self, scale: Tensor) -> None:
@@ -153,8 +160,8 @@ class MixedKernels(Kernels):
 class TuckerKernels(MixedKernels):
     """Kernels in a Tucker weight: r is the concept axis' rank, the templates are the core times the other factors."""
 
-    def __init__(self, weight: FactorizedTensor, axis: int) -> None:
-        super().__init__(weight, axis)
+    def __init__(self, weight: FactorizedTensor, axis: int, multiplicity: int = 1) -> None:
+        super().__init__(weight, axis, multiplicity)
         self.mixing_shape = (weight.core.shape[axis],)
 
     def mixing(self, concepts: Tensor | slice) -> Tensor:
@@ -186,8 +193,8 @@ class TuckerKernels(MixedKernels):
 class CPKernels(MixedKernels):
     """Kernels in a CP weight: r is its rank, template number r an outer product over channels and modes."""
 
-    def __init__(self, weight: FactorizedTensor, axis: int) -> None:
-        super().__init__(weight, axis)
+    def __init__(self, weight: FactorizedTensor, axis: int, multiplicity: int = 1) -> None:
+        super().__init__(weight, axis, multiplicity)
         self.mixing_shape = (len(weight.weights),)
 
     def mixing(self, concepts: Tensor | slice) -> Tensor:
@@ -222,8 +229,8 @@ class TTKernels(MixedKernels):
     in a decoder whose first rank is p or the number of the encoder's templates; else it is the nearest in least squares.
     """
 
-    def __init__(self, weight: FactorizedTensor, axis: int) -> None:
-        super().__init__(weight, axis)
+    def __init__(self, weight: FactorizedTensor, axis: int, multiplicity: int = 1) -> None:
+        super().__init__(weight, axis, multiplicity)
         first, _, last = weight.factors[axis].shape
         self.mixing_shape = (last,) if axis == 0 else (first, last)
 
@@ -281,8 +288,8 @@ class TTKernels(MixedKernels):
         """The encoder's first two cores: leading left singular vectors of the unfolding (channels) x (concepts, modes), by its
         m x m Gram matrix, and the projection on them."""
         first, second = decoder.weight.factors[0][0].conj(), decoder.weight.factors[1].conj()
-        profiles = self._profiles().to(torch.complex128)
-        wide = second.to(torch.complex128)
+        profiles = _double(self._profiles())
+        wide = _double(second)
         gram = torch.einsum("Rib,RQ,bd,Qjd->ij", wide, _gram(first), profiles @ profiles.mH, wide.conj())
         left = _leading(gram, self.mixing_shape[0]).to(first.dtype)
         projected = torch.einsum("ia,Rib->aRb", left.conj(), second)
@@ -292,7 +299,7 @@ class TTKernels(MixedKernels):
     def _write_as(self, encoder: TTKernels) -> None:
         """The decoder's first two cores: the mixing is compressed to the decoder's rank in the metric of the templates."""
         mixing = encoder.mixing(slice(None)).conj()
-        templates = encoder.templates().flatten(1).conj().to(torch.complex128)
+        templates = _double(encoder.templates().flatten(1).conj())
         values, vectors = torch.linalg.eigh(templates @ templates.mH)
         held = values > values[-1] * 1e-12
         root, inverse = vectors[:, held] * values[held].sqrt(), (vectors[:, held] / values[held].sqrt()).mH
@@ -332,9 +339,14 @@ def _isometry(shape: tuple[int, int], like: Tensor, generator: Generator | None)
     return q if shape[0] >= shape[1] else q.mT
 
 
+def _double(tensor: Tensor) -> Tensor:
+    """In double precision."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
 def _gram(rows: Tensor) -> Tensor:
     """Sum over rows of outer products ``r conj(r)``: ``(n, r)`` -> ``(r, r)``."""
-    return (rows.mT @ rows.conj()).to(torch.complex128)
+    return _double(rows.mT @ rows.conj())
 
 
 def _leading(gram: Tensor, rank: int) -> Tensor:

@@ -6,15 +6,13 @@ transforms here serve odd grids and changes of resolution, and agree with it on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .basis import Pairing, SpectralBasis, real_dtype, register_basis
-
-T = TypeVar("T")
 
 
 @register_basis("fourier")
@@ -47,6 +45,8 @@ class FourierBasis(SpectralBasis):
     True
     """
 
+    equivariant = True
+
     def __init__(self, n_modes: int | Sequence[int]) -> None:
         modes = (n_modes,) if isinstance(n_modes, int) else tuple(int(n) for n in n_modes)
         if not modes or min(modes) < 1:
@@ -54,13 +54,9 @@ class FourierBasis(SpectralBasis):
         self.n_modes = modes
         self.n_dim = len(modes)
         self.mode_shape = (*modes[:-1], modes[-1] // 2 + 1)
-        self._constants: dict[tuple[object, ...], Any] = {}
 
     def __repr__(self) -> str:
         return f"FourierBasis(n_modes={self.n_modes})"
-
-    def config(self) -> dict[str, object]:
-        return {"n_modes": list(self.n_modes)}
 
     def frequencies(self) -> tuple[range, ...]:
         """Integer frequencies along each dimension of the coefficients."""
@@ -119,14 +115,6 @@ class FourierBasis(SpectralBasis):
         """See :meth:`SpectralBasis.weights`."""
         return self._cached("weights", shape, like, self._make_weights)
 
-    def _cached(self, what: str, shape: Sequence[int] | None, like: Tensor, make: Callable[..., T]) -> T:
-        key = (what, None if shape is None else tuple(shape), like.device, real_dtype(like))
-        if key not in self._constants:
-            # Made in a caller's inference mode, it would break later backward passes.
-            with torch.inference_mode(False):
-                self._constants[key] = make(shape, like)
-        return self._constants[key]  # type: ignore[no-any-return]
-
     def _make_weights(self, shape: Sequence[int] | None, like: Tensor) -> Tensor:
         weights = torch.zeros(self.mode_shape, dtype=real_dtype(like), device=like.device)
         pairs = zip(self.frequencies(), self._held(shape), strict=True)
@@ -184,3 +172,31 @@ class FourierBasis(SpectralBasis):
         resolved = [2 * ((min(a, b) - 1) // 2) + 1 for a, b in zip(old, grid, strict=True)]
         band = FourierBasis(resolved)
         return band.synthesis(band.analysis(field), grid)
+
+    def smallest_grid(self) -> tuple[int, ...]:
+        """See :meth:`SpectralBasis.smallest_grid`."""
+        return tuple(2 * (n // 2) + 1 for n in self.n_modes)
+
+    def wavenumbers(self) -> Tensor:
+        """Radial wavenumbers, in cycles per domain."""
+        axes = [torch.tensor(list(k), dtype=torch.float64) for k in self.frequencies()]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)
+
+    def impulse(self, *, like: Tensor) -> Tensor:
+        """See :meth:`SpectralBasis.impulse`; in phase at the origin."""
+        return self._cached("impulse", None, like, self._make_impulse)
+
+    def _make_impulse(self, _: Sequence[int] | None, like: Tensor) -> Tensor:
+        ones = torch.ones(self.mode_shape, dtype=real_dtype(like).to_complex(), device=like.device)
+        return ones / self.energy(ones).sqrt()
+
+    def centred(self, field: Tensor) -> Tensor:
+        """See :meth:`SpectralBasis.centred`: the origin moves to the point ``size // 2`` of each axis."""
+        dims = tuple(range(-self.n_dim, 0))
+        return field.roll(tuple(field.shape[dim] // 2 for dim in dims), dims)
+
+    def shared_points(self, fine: Sequence[int], coarse: Sequence[int]) -> tuple[slice, ...] | None:
+        """See :meth:`SpectralBasis.shared_points`: grids nest where their sizes have whole ratios."""
+        if any(a % b for a, b in zip(fine, coarse, strict=True)):
+            return None
+        return tuple(slice(None, None, a // b) for a, b in zip(fine, coarse, strict=True))

@@ -18,7 +18,11 @@ register_form: Callable[..., Callable[[type[Kernels]], type[Kernels]]] = forms.r
 
 
 class Kernels(ABC):
-    """p kernels of K modes and m channels, logically a complex ``(p, K, m)``, in the weight of a neuralop SpectralConv.
+    """p kernels of K modes and m channels, logically ``(p, K, m)``, in the weight of a neuralop spectral convolution.
+
+    A mode of a kernel acts on Q coefficients alike: one where there is a weight for each coefficient, all orders of a degree
+    where the sphere has a weight for each degree. Fields and codes come with their K Q coefficients, Q consecutive ones for
+    each mode. A real weight acts on real and imaginary parts alike, so for it these count as coefficients of their own.
 
     The object holds no tensors of its own: it is a view of a weight of logical shape (in, out, *modes), where `axis`
     counts concepts. Subclasses say how a form of weight answers, writes and is scaled without its other kernels.
@@ -29,24 +33,59 @@ class Kernels(ABC):
         Dense, Tucker, CP or TT.
     axis : {0, 1}
         The axis that counts concepts: 1 (out) in an encoder, 0 (in) in a decoder.
+    multiplicity : int
+        Q, coefficients for each mode.
 
     Attributes
     ----------
     n_concepts, n_modes, n_channels : int
         p, K and m.
+    is_real : bool
+        Whether the weight is real.
     exchange : Exchange
         Whom to ask about concepts of other shards, where the dictionary is distributed.
     """
 
     exchange: Exchange = ALONE
 
-    def __init__(self, weight: FactorizedTensor, axis: int) -> None:
-        self.weight, self.axis = weight, axis
+    def __init__(self, weight: FactorizedTensor, axis: int, multiplicity: int = 1) -> None:
+        self.weight, self.axis, self.multiplicity = weight, axis, multiplicity
         self.n_concepts, self.n_channels = weight.shape[axis], weight.shape[1 - axis]
         self.mode_shape = tuple(weight.shape[2:])
         self.n_modes = 1
         for size in self.mode_shape:
             self.n_modes *= size
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the weight is real."""
+        return not self.concept_tensor[0].is_complex()
+
+    def fold(self, coefficients: Tensor) -> Tensor:
+        """Coefficients ``(..., K Q)`` mode by mode and in the weight's own kind of number: ``(..., K, Q)`` complex, or
+        ``(..., K, 2 Q)`` real."""
+        folded = coefficients.unflatten(-1, (self.n_modes, self.multiplicity))
+        return torch.view_as_real(folded.resolve_conj()).flatten(-2) if self.is_real else folded
+
+    def unfold(self, folded: Tensor) -> Tensor:
+        """The inverse of :meth:`fold`."""
+        if self.is_real:
+            folded = torch.view_as_complex(folded.unflatten(-1, (self.multiplicity, 2)).contiguous())
+        return folded.flatten(-2)
+
+    def fold_fields(self, x: Tensor) -> Tensor:
+        """As :meth:`fold` for fields with their channels last, ``(B, K Q, m)`` -> ``(B, K, Q or 2 Q, m)``."""
+        if not self.is_real:
+            return x.unflatten(1, (self.n_modes, self.multiplicity))
+        pairs = torch.view_as_real(x.resolve_conj()).unflatten(1, (self.n_modes, self.multiplicity))
+        return pairs.movedim(-1, 3).flatten(2, 3)
+
+    def unfold_fields(self, folded: Tensor) -> Tensor:
+        """The inverse of :meth:`fold_fields`."""
+        if not self.is_real:
+            return folded.flatten(1, 2)
+        pairs = folded.unflatten(2, (self.multiplicity, 2)).movedim(3, -1)
+        return torch.view_as_complex(pairs.contiguous()).flatten(1, 2)
 
     @property
     @abstractmethod
@@ -65,21 +104,22 @@ class Kernels(ABC):
 
     @abstractmethod
     def rows(self, concepts: Tensor | slice) -> Tensor:
-        """Kernels of some concepts, ``(n, K, m)`` complex, with gradient."""
+        """Kernels of some concepts, ``(n, K, m)``, with gradient."""
 
     @abstractmethod
     def respond(self, x: Tensor, selection: Selection) -> Tensor:
         r"""What the selected kernels read, :math:`z_n(\kappa) = \sum_i E_{c_n i}(\kappa)\,x_{s_n i}(\kappa)`, with gradient:
-        coefficients ``x (B, K, m)`` -> ``(n, K)``."""
+        coefficients ``x (B, K Q, m)`` -> ``(n, K Q)``."""
 
     @abstractmethod
     def write(self, codes: Tensor, selection: Selection) -> Tensor:
         r"""What the selected kernels write, :math:`\hat x_{si}(\kappa) = \sum_{n: s_n = s} W_{c_n i}(\kappa)\,a_n(\kappa)`,
-        with gradient: coefficients ``codes (n, K)`` -> ``(B, K, m)``."""
+        with gradient: coefficients ``codes (n, K Q)`` -> ``(B, K Q, m)``."""
 
     @abstractmethod
     def respond_all(self, x: Tensor, concepts: slice) -> Tensor:
-        """What the kernels of a range of concepts read from every sample, ``x (B, K, m)`` -> ``(K, B, n)``; no gradient."""
+        """What the kernels of a range of concepts read from every sample, ``x (B, K Q, m)`` -> ``(K Q, B, n)``; no
+        gradient."""
 
     @abstractmethod
     def scale_(self, scale: Tensor) -> None:
@@ -91,9 +131,9 @@ class Kernels(ABC):
         nearest one (least squares) where the form cannot hold it exactly."""
 
 
-def kernels_of(weight: FactorizedTensor, axis: int) -> Kernels:
+def kernels_of(weight: FactorizedTensor, axis: int, multiplicity: int = 1) -> Kernels:
     """The kernels in a weight; ValueError for a form that has none."""
-    return forms.get(weight.name.lower().removeprefix("complex"))(weight, axis)
+    return forms.get(weight.name.lower().removeprefix("complex"))(weight, axis, multiplicity)
 
 
 def chunk_bytes(device: torch.device) -> int:

@@ -76,7 +76,7 @@ class EnergyForm:
         self.mirrored = (weights * mirrored)[self.paired]
         total = own + mirrored
         self.inverse = torch.where(total > 0, 1 / total, 0)  # of G, on coefficients of real fields
-        ones = like.new_ones(tuple(shape) if shape is not None else (1,) * basis.n_dim, dtype=self.own.dtype)
+        ones = like.new_ones(tuple(shape) if shape is not None else basis.smallest_grid(), dtype=self.own.dtype)
         constant = basis.analysis(ones).flatten()
         self.constant_modes = (constant.abs() > 1e-6).nonzero()[:, 0]
         self.constant = constant[self.constant_modes]
@@ -158,7 +158,7 @@ def energies(
     field = _Field.of(spectrum, basis, form)
     batch, n_modes, n_channels = field.coefficients.shape
     if isinstance(kernels, MixedKernels):
-        size = 2 * kernels.rank + (0 if skip is None else n_channels) + 1
+        size = (1 if kernels.is_real else 2) * kernels.rank + (0 if skip is None else n_channels) + 1
         by_form = 2 * size**2
         by_modes = n_modes * (8 * kernels.rank + 4 * (0 if skip is None else n_channels) + 8)
         if by_form < by_modes:
@@ -191,14 +191,16 @@ def _chunk_energies(
 def _mixed_energies(kernels: MixedKernels, skip: Tensor | None, bias: Tensor, field: _Field, form: EnergyForm) -> Energies:
     """The energy of a concept as a quadratic form in its own vector (Re U, Im U, P, b), whose matrix is one per sample."""
     templates = kernels.features(field.coefficients)  # (B, r, K)
-    parts = [templates, 1j * templates, form.ones.expand(len(templates), 1, -1)]
+    parts = [templates] if kernels.is_real else [templates, 1j * templates]
+    n_mixing = len(parts) * kernels.rank
     if skip is not None:
-        parts.insert(2, field.lifted.mT)
+        parts.append(field.lifted.mT)
+    parts.append(form.ones.expand(len(templates), 1, -1))
     functions = torch.cat(parts, 1)  # (B, R, K)
     matrix = form.products(functions, functions)
     means = form.mean(functions.permute(2, 0, 1))  # (B, R)
     if skip is not None:
-        inside = slice(2 * kernels.rank, -1)
+        inside = slice(n_mixing, -1)
         matrix[:, inside, inside] += field.covariance
         means[:, inside] += field.mean
     chunk = max(1, chunk_bytes(bias.device) // (4 * matrix[:, 0].numel()))
@@ -212,20 +214,22 @@ def _mixed_energies(kernels: MixedKernels, skip: Tensor | None, bias: Tensor, fi
 
 def _vectors(kernels: MixedKernels, skip: Tensor | None, bias: Tensor, concepts: slice) -> Tensor:
     mixing = kernels.mixing(concepts)
-    parts = [mixing.real, mixing.imag, bias[concepts, None]]
+    parts = [mixing] if kernels.is_real else [mixing.real, mixing.imag]
     if skip is not None:
-        parts.insert(2, skip[concepts])
-    return torch.cat(parts, 1)
+        parts.append(skip[concepts])
+    return torch.cat([*parts, bias[concepts, None]], 1)
 
 
 @torch.no_grad()
 def kernel_norms(kernels: Kernels, skip: Tensor | None, form: EnergyForm) -> Tensor:
-    r"""L2 norm of each concept's atom over all channels, ``(p,)``, without its synthesis.
+    r"""L2 norm of each concept, ``(p,)``: root mean square, over all channels, of what it writes for a code of unit norm.
 
     :math:`\|d_c\|^2 = \sum_i\sum_\kappa w_\kappa \mathrm{Re}\,\overline{u_\kappa}(G u + 2 V G\delta)_\kappa + |V|^2` with
-    u = W G delta for the unit impulse delta, on the continuum.
+    u = W G delta for the flat spectrum delta of unit norm, on the continuum. That is the mean over white codes, the
+    Hilbert-Schmidt norm over the root of the number of modes. Where concepts commute with translations
+    (:attr:`SpectralBasis.equivariant`), each atom has this norm, wherever it is put; elsewhere atoms have it on average.
     """
-    norms = _Norms.of(form)
+    norms = _Norms.of(form, kernels.multiplicity)
     if isinstance(kernels, MixedKernels):
         return norms.mixed(kernels, skip).clamp_min_(0).sqrt_()
     chunk = max(1, chunk_bytes(form.own.device) // (8 * kernels.n_modes * kernels.n_channels))
@@ -233,51 +237,56 @@ def kernel_norms(kernels: Kernels, skip: Tensor | None, form: EnergyForm) -> Ten
     return torch.cat(parts).clamp_min_(0).sqrt_()
 
 
-def impulse(form: EnergyForm) -> Tensor:
-    """Coefficients ``(K,)`` of the unit impulse: all kept modes in phase at the origin, L2 norm one."""
+def _flat(form: EnergyForm) -> Tensor:
+    """The flat spectrum ``(K,)`` of L2 norm one."""
     ones = torch.ones(len(form.own), dtype=form.own.dtype.to_complex(), device=form.own.device)
     return ones / form.of(ones[:, None].clone()).sqrt()
 
 
 @dataclass(frozen=True)
 class _Norms:
-    """Weights of a squared kernel norm: of ``|W|^2``, of ``Re W(k) W(pi k)`` over the paired modes, and of ``2 V Re W``."""
+    """Weights of a squared kernel norm, over the modes of a kernel: of ``|W|^2``, of ``Re W(k) W(pi k)`` over pairs of modes,
+    and of ``2 V Re W``."""
 
     own: Tensor
     mirrored: Tensor
     cross: Tensor
-    form: EnergyForm
+    paired: Tensor
+    partner: Tensor
 
     @classmethod
-    def of(cls, form: EnergyForm) -> _Norms:
-        response = impulse(form).real / form.inverse  # G delta
+    def of(cls, form: EnergyForm, multiplicity: int) -> _Norms:
+        """`multiplicity` coefficients in a row belong to one mode of a kernel."""
+        response = torch.where(form.inverse > 0, _flat(form).real / form.inverse, 0.0)  # G delta
         mirrored = form.mirrored * response[form.paired] * response[form.partner]
-        return cls(form.own * response.square(), mirrored, form.weights * response.square(), form)
+        each = (-1, multiplicity)
+        own, cross = ((part * response.square()).view(each).sum(1) for part in (form.own, form.weights))
+        return cls(own, mirrored, cross, form.paired // multiplicity, form.partner // multiplicity)
 
     def chunk(self, kernels: Kernels, skip: Tensor | None, concepts: slice) -> Tensor:
         rows = kernels.rows(concepts)
-        pairs = torch.view_as_real(rows.resolve_conj()).flatten(-2)  # (n, K, 2 m)
-        squares = pairs.square().sum(-1) @ self.own
-        paired = (rows[:, self.form.paired] * rows[:, self.form.partner]).sum(-1).real @ self.mirrored
+        numbers = rows if kernels.is_real else torch.view_as_real(rows.resolve_conj()).flatten(-2)  # (n, K, m or 2 m)
+        squares = numbers.square().sum(-1) @ self.own
+        paired = (rows[:, self.paired] * rows[:, self.partner]).sum(-1).real @ self.mirrored
         if skip is None:
             return squares + paired
         pointwise = skip[concepts]
-        copied = (self.cross @ pairs)[:, ::2]
+        copied = (self.cross @ numbers)[:, :: 1 if kernels.is_real else 2]
         return squares + paired + ((2 * copied + pointwise) * pointwise).sum(-1)
 
     def mixed(self, kernels: MixedKernels, skip: Tensor | None) -> Tensor:
         """As a quadratic form in each concept's own vector, whose matrix comes from the templates."""
-        templates = kernels.templates()
+        templates = kernels.templates() + 0j  # a real one counts as complex here
         weighted = (templates.conj() * self.own[:, None]).flatten(1)
         hermitian = weighted @ templates.flatten(1).T
-        mirrored = (templates[:, self.form.paired] * self.mirrored[:, None]).flatten(1)
-        symmetric = mirrored @ templates[:, self.form.partner].flatten(1).T
+        mirrored = (templates[:, self.paired] * self.mirrored[:, None]).flatten(1)
+        symmetric = mirrored @ templates[:, self.partner].flatten(1).T
         copied = torch.einsum("rkm,k->rm", templates, self.cross.to(templates.dtype))
         chunk = max(1, chunk_bytes(templates.device) // (8 * kernels.rank))
         norms = []
         for first in range(0, kernels.n_concepts, chunk):
             concepts = slice(first, first + chunk)
-            mixing = kernels.mixing(concepts)
+            mixing = kernels.mixing(concepts).to(templates.dtype)
             norms.append((((mixing.conj() @ hermitian) + (mixing @ symmetric)) * mixing).sum(-1).real)
             if skip is not None:
                 norms[-1] += ((2 * (mixing @ copied).real + skip[concepts]) * skip[concepts]).sum(-1)

@@ -1,4 +1,4 @@
-"""neuralop's SpectralConv with our transforms: right on odd grids, across resolutions and in float64."""
+"""neuralop's SpectralConv with our transforms: right on odd grids, across resolutions and in float64, over any basis."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from neuralop.layers.spectral_convolution import SpectralConv
 from torch import Tensor
 
+from .basis import SpectralBasis
 from .fourier import FourierBasis
 
 
@@ -52,3 +53,32 @@ def _kept(whole: FourierBasis, part: FourierBasis, device: torch.device) -> Tens
     for frequencies, kept in zip(whole.frequencies(), part.frequencies(), strict=True):
         mask = mask[..., None] & torch.tensor([k in kept for k in frequencies])
     return mask.to(device)
+
+
+class BasisConv(SpectralConv):
+    """SpectralConv's weights over another basis, to be neuralop's ``conv_module``: a weight for each coefficient.
+
+    Made by :meth:`over`. `n_modes` is the basis's, whatever is asked for.
+    """
+
+    basis: SpectralBasis
+
+    def __init__(self, in_channels: int, out_channels: int, n_modes: Any = None, **kwargs: Any) -> None:
+        # SpectralConv's weight has n // 2 + 1 columns.
+        *leading, last = self.basis.mode_shape
+        super().__init__(in_channels, out_channels, (*leading, max(1, 2 * (last - 1))), **{**kwargs, "max_n_modes": None})
+
+    @classmethod
+    def over(cls, basis: SpectralBasis) -> type[BasisConv]:
+        """The class of convolutions over a basis."""
+        return type(f"{type(basis).__name__}Conv", (cls,), {"basis": basis})
+
+    def forward(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
+        """``(B, in_channels, *grid)`` -> ``(B, out_channels, *(output_shape or grid))``."""
+        coefficients = self._contract(self.basis.analysis(x), self.weight, separable=self.separable)
+        out = self.basis.synthesis(coefficients, output_shape or x.shape[2:])
+        return out if self.bias is None else out + self.bias
+
+    def transform(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
+        """What neuralop's blocks do to their skips: `x` on the grid `output_shape`."""
+        return x if output_shape is None else self.basis.resample(x, output_shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -219,8 +219,7 @@ class SAE(nn.Module, ABC):
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments as plain data."""
-        names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
-        return {name: _plain(getattr(self, name)) for name in names}
+        return {name: _plain(getattr(self, name)) for name in _arguments(type(self))}
 
     def save_pretrained(self, folder: str | Path, *, state: dict[str, Tensor] | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors`` into a folder, which is made. `state`: what to write instead of
@@ -286,10 +285,22 @@ class SAE(nn.Module, ABC):
         return super()._apply(cast, recurse)
 
 
+def _arguments(kind: type) -> list[str]:
+    """Names of a class's constructor arguments; ``**kwargs`` stands for those of the next class that has a constructor."""
+    names: list[str] = []
+    for owner in kind.__mro__:
+        if "__init__" in vars(owner):
+            parameters = inspect.signature(vars(owner)["__init__"]).parameters.values()
+            names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in ("self", *names)]
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+    return names
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Rule):
         return value.config()
-    return list(value) if isinstance(value, tuple) else value
+    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu") -> SAE:

@@ -10,8 +10,8 @@ from neuralop.models.base_model import BaseModel
 from torch import nn
 
 from ..layers.concepts import ConceptDecoder, ConceptEncoder
+from ..layers.conv_modules import convolution_of, name_of_module
 from ..layers.sparsity import ConceptRule, DomainRule, build_rule, concept_rules, domain_rules
-from ..layers.spectral_convolution import FourierConv
 from .base import saes
 from .spectral import SpectralSAE
 
@@ -62,6 +62,12 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
         See `selection`.
     factorization, rank
         Of the spectral weights, as in SpectralConv: None (dense), "Tucker", "CP", "TT".
+    conv_module : str or type
+        What holds the concepts, as in FNO: a registered concept layer ("SpectralConv", "SphericalConv"), a registered basis
+        ("cosine"), or a class with the signature of neuralop's ``conv_module``; see
+        :func:`neuralop_sae.layers.conv_modules.convolution_of`.
+    conv_options : mapping, optional
+        Its further arguments.
 
     Raises
     ------
@@ -97,6 +103,8 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
         oversample: int = 3,
         factorization: str | None = None,
         rank: float | int | Sequence[int] = 1.0,
+        conv_module: str | type[nn.Module] = "SpectralConv",
+        conv_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(in_channels, n_concepts)
         self.n_modes = (n_modes,) if isinstance(n_modes, int) else tuple(int(n) for n in n_modes)
@@ -112,9 +120,14 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
         self.encoder, self.decoder, self.skip = encoder, decoder, skip
         self.selection, self.oversample = selection, oversample
         self.factorization, self.rank = factorization, rank
-        layer = {"skip": skip, "factorization": factorization, "rank": rank}
-        self.concept_encoder = ConceptEncoder(in_channels, n_concepts, self.n_modes, **layer)
-        self.concept_decoder = ConceptDecoder(in_channels, n_concepts, self.n_modes, **layer)
+        self.conv_module, self.conv_options = name_of_module(conv_module), dict(conv_options or {})
+        self._convolution = convolution_of(conv_module, self.n_modes, self.conv_options)
+        found = self._convolution
+        layer = {"conv_module": found.conv_module if found.encoder else conv_module, "conv_options": self.conv_options}
+        layer |= {"skip": skip, "factorization": factorization, "rank": rank}
+        encoder_layer, decoder_layer = self._convolution.encoder or ConceptEncoder, self._convolution.decoder or ConceptDecoder
+        self.concept_encoder = encoder_layer(in_channels, n_concepts, self.n_modes, **layer)
+        self.concept_decoder = decoder_layer(in_channels, n_concepts, self.n_modes, **layer)
         self.n_dim = self.basis.n_dim
         self.code_grid = self._check_code_grid(code_grid)
         self.encoder_trunk = self._trunk(encoder)
@@ -133,7 +146,8 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
     def _trunk(self, kind: str) -> nn.Module:
         if kind == "linear":
             return nn.Identity()
-        return FNOBlocks(self.in_channels, self.in_channels, self.n_modes, n_layers=1, conv_module=FourierConv)
+        block_module = self._convolution.block_module()
+        return FNOBlocks(self.in_channels, self.in_channels, self.n_modes, n_layers=1, conv_module=block_module)
 
 
 @saes.register("SAETFNO")
@@ -174,30 +188,11 @@ class SAETFNO(SAEFNO, name="SAETFNO"):  # type: ignore[call-arg]  # mypy misses 
         n_modes: int | Sequence[int],
         *,
         concept_rule: ConceptRule | Mapping[str, Any] | str = "TopK",
-        domain_rule: DomainRule | Mapping[str, Any] | str = "SoftLocalTopK",
-        encoder: str = "linear",
-        decoder: str = "linear",
-        skip: str | None = "linear",
-        code_grid: str | Sequence[int] = "input",
-        selection: str = "two_stage",
-        oversample: int = 3,
         factorization: str = "tucker",
         rank: float | int | Sequence[int] = 0.05,
+        **kwargs: Any,
     ) -> None:
         if not factorization:
             raise ValueError("SAETFNO is factorised: factorization='tucker', 'cp' or 'tt'; SAEFNO is the dense one")
-        super().__init__(
-            in_channels,
-            n_concepts,
-            n_modes,
-            concept_rule=concept_rule,
-            domain_rule=domain_rule,
-            encoder=encoder,
-            decoder=decoder,
-            skip=skip,
-            code_grid=code_grid,
-            selection=selection,
-            oversample=oversample,
-            factorization=factorization,
-            rank=rank,
-        )
+        rule = {"concept_rule": concept_rule, "factorization": factorization, "rank": rank}
+        super().__init__(in_channels, n_concepts, n_modes, **rule, **kwargs)

@@ -49,10 +49,11 @@ class SpectralSAE(SAE):
     def concept_axes(self) -> dict[str, int]:
         """See :meth:`SAE.concept_axes`."""
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        owned = [layer.kernels.concept_tensor for layer in (self.concept_encoder, self.concept_decoder)]
+        kernels = [layer.kernels for layer in (self.concept_encoder, self.concept_decoder)]
+        owned = [each.concept_tensor for each in kernels if each is not None]
         axes = {name: axis for name, tensor in tensors.items() for mine, axis in owned if mine is tensor}
-        if len(axes) < len(owned):
-            return {}  # a factor stored as pairs of reals is a view of its parameter
+        if len(axes) < len(kernels):
+            return {}  # a factor stored as pairs of reals is a view of its parameter, and some layers have no kernels
         axes["concept_encoder.conv.bias"] = 0
         for name, axis in (("concept_encoder.skip.conv.weight", 0), ("concept_decoder.skip.conv.weight", 1)):
             if name in tensors:
@@ -251,8 +252,8 @@ class SpectralSAE(SAE):
         atoms = self.concept_decoder.atoms(index, grid, pointwise=pointwise)
         if isinstance(self.decoder_trunk, nn.Identity):
             return atoms
-        bias = self.concept_decoder.conv.bias.expand_as(atoms)
-        return self.decoder_trunk(atoms + bias) - self.decoder_trunk(bias.contiguous())
+        bias = self.concept_decoder.dense_forward(atoms.new_zeros(1, self.n_concepts, *grid))
+        return self.decoder_trunk(atoms + bias) - self.decoder_trunk(bias)
 
     def _revive(self, spectrum: Spectrum, bound: Tensor, dead: Tensor, k: int, grid: Sequence[int]) -> Tensor:
         """What the strongest dead concepts would write, mean left out."""
@@ -279,8 +280,8 @@ class SpectralSAE(SAE):
         decoder.scale_spectral(_SPECTRAL_SHARE if decoder.skip is not None else 1.0)
         decoder.scale_concepts(1 / decoder.kernel_norms().clamp_min(1e-12))
         self.concept_encoder.copy_adjoint(decoder)
-        decoder.conv.bias.zero_()
-        self.concept_encoder.conv.bias.zero_()
+        decoder.zero_bias()
+        self.concept_encoder.zero_bias()
 
 
 def directions(points: Tensor, n: int, generator: torch.Generator | None) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
+from ..layers.basis import SpectralBasis
 from ..layers.concepts import ConceptDecoder, ConceptEncoder, Spectrum
 from ..layers.selection import Selection
 from .accuracy import assert_equal, require
@@ -78,6 +80,34 @@ def _check_decoder(decoder: ConceptDecoder, grid: tuple[int, ...], generator: to
     assert_equal(f"forward = dense_forward of the scattered codes {on}", decoder(codes, selection), dense)
     bias = decoder.dense_forward(torch.zeros_like(scattered))
     assert_equal(f"contract = forward without the bias {on}", decoder.contract(codes, selection), dense - bias)
-    atoms = decoder.atoms(torch.arange(decoder.n_concepts), grid)
-    norms = decoder.basis.mean_square(atoms).sum(1).sqrt()
-    assert_equal(f"kernel norms = norms of the atoms {on}", decoder.kernel_norms(), norms)
+    _check_norms(decoder, grid, on)
+
+
+def _check_norms(decoder: ConceptDecoder, grid: tuple[int, ...], on: str) -> None:
+    basis, everything = decoder.basis, torch.arange(decoder.n_concepts)
+    atoms = decoder.atoms(everything, grid)
+    require(atoms.shape == (decoder.n_concepts, decoder.out_channels, *grid), f"atoms {on}", f"shape {tuple(atoms.shape)}")
+    norms = basis.mean_square(atoms).sum(1).sqrt()
+    if basis.equivariant:
+        assert_equal(f"kernel norms = norms of the atoms {on}", decoder.kernel_norms(), norms)
+        return
+    codes = _orthonormal_codes(basis, grid, like=atoms)
+    everywhere = Selection(
+        torch.arange(len(codes) * len(everything)),
+        everything.repeat(len(codes)),
+        len(codes) * len(everything),
+        len(everything),
+    )
+    written = decoder.contract(codes.repeat_interleave(len(everything), 0), everywhere)
+    squares = basis.mean_square(written).sum(1).view(len(codes), -1)
+    assert_equal(f"kernel norms = root mean square gain {on}", decoder.kernel_norms(), squares.mean(0).sqrt())
+
+
+def _orthonormal_codes(basis: SpectralBasis, grid: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Real and imaginary part of every mode as codes of norm one, ``(n, *grid)``."""
+    size = math.prod(basis.mode_shape)
+    unit = torch.eye(size, dtype=like.dtype.to_complex())
+    codes = basis.synthesis(torch.cat([unit, 1j * unit]).reshape(-1, *basis.mode_shape), grid)
+    norms = basis.mean_square(codes).sqrt()
+    held = norms > 1e-3
+    return codes[held] / norms[held].view(-1, *(1,) * basis.n_dim)

@@ -82,7 +82,7 @@ def test_data_through_templates(form: str, axis: int, modes: tuple[int, ...]) ->
     templates = kernels.templates()
     x, y = draw(2, kernels.n_modes, M), draw(2, kernels.rank, kernels.n_modes)
     assert_equal("features", kernels.features(x), torch.einsum("rki,bki->brk", templates, x))
-    assert_equal("expand", kernels.expand(y), torch.einsum("rki,brk->bki", templates, y))
+    assert_equal("expand", kernels._expand(y[..., None]), torch.einsum("rki,brk->bki", templates, y))
     assert kernels.features(x[:0]).shape == (0, kernels.rank, kernels.n_modes)
 
 

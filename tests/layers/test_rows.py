@@ -200,10 +200,10 @@ def test_distinct_is_static_on_devices_that_would_wait(device: torch.device) -> 
 ROW_SHAPE, ROW_BYTES = (2, 3, 2), 12 * 16
 
 
-def outer_products(mask: Tensor) -> OuterProducts:
+def outer_products(mask: Tensor, n_each: int = 1) -> OuterProducts:
     selection = Selection.from_mask(mask)
-    left = torch.randn(len(selection), 6, dtype=torch.complex128)
-    return OuterProducts(selection, left, torch.randn(len(mask), 6, 2, dtype=torch.complex128))
+    left = torch.randn(len(selection), 6, n_each, dtype=torch.complex128)
+    return OuterProducts(selection, left, torch.randn(len(mask), 6, n_each, 2, dtype=torch.complex128))
 
 
 def row_part(index: list[int]) -> Rows:
@@ -222,11 +222,14 @@ def parts_of(name: str) -> list[Part]:
         "several rows": lambda: [row_part([4, 1]), row_part([1, 1, 0]), row_part([]), row_part([8, 6, 4])],
         "outer products, few": lambda: [outer_products(some(30, 0.01))],
         "outer products, many": lambda: [outer_products(some(3, 0.7))],
+        "several coefficients, few": lambda: [outer_products(some(30, 0.01), 3)],
+        "several coefficients, many": lambda: [outer_products(some(3, 0.7), 3)],
         "both": lambda: [outer_products(some(4, 0.4)), row_part([8, 8, 2]), outer_products(some(2, 0.9))],
     }[name]()
 
 
-PARTS = ["rows", "rows, repeated", "one row", "several rows", "outer products, few", "outer products, many", "both"]
+PARTS = ["rows", "rows, repeated", "one row", "several rows", "outer products, few", "outer products, many"]
+PARTS += ["several coefficients, few", "several coefficients, many", "both"]
 
 
 def collected(parts: list[Part]) -> RowGradient:
@@ -247,7 +250,7 @@ def expected_rows(parts: list[Part]) -> Tensor:
             else:
                 assert isinstance(part, OuterProducts)
                 right = part.right[int(part.selection.sample[n])]
-                total[row] += (part.left[n, :, None] * right).reshape(ROW_SHAPE)
+                total[row] += (part.left[n, ..., None] * right).sum(1).reshape(ROW_SHAPE)
     return total
 
 
