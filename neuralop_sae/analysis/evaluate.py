@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -142,8 +141,4 @@ def code_consistency(sae: SAE, coarse: Tensor, fine: Tensor, *, batch_size: int 
 def restrict(fine: Tensor, grid: Sequence[int], basis: SpectralBasis) -> Tensor:
     """A field ``(..., *fine_grid)`` on a coarser grid: read off at the shared points where the fine grid contains the
     coarse one (whole ratios), resampled otherwise."""
-    ratios = [size / coarse for size, coarse in zip(fine.shape[-len(grid) :], grid, strict=True)]
-    if any(ratio != int(ratio) for ratio in ratios):
-        return basis.resample(fine, grid)
-    shared: tuple[Any, ...] = (..., *(slice(None, None, int(ratio)) for ratio in ratios))
-    return fine[shared]
+    return basis.restrict(fine, grid)

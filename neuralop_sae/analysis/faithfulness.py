@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attach.capture import capture, eval_mode, iterate_batches
+from ..attach.capture import capture
+from ..attach.hooks import eval_mode
+from ..attach.inputs import call_model, iterate_batches, shared_arguments
 from ..attach.interventions import replace_activation, splice
 from ..metrics import loss_recovered
 from ..models.base import SAE
@@ -65,7 +67,7 @@ def faithfulness(
     ValueError
         If a batch has no target ``"y"``, or the site is unknown.
     """
-    batches = list(iterate_batches(loader, batch_size))
+    batches = list(iterate_batches(loader, batch_size, shared_arguments(model)))
     for batch in batches:
         if "y" not in batch:
             raise ValueError(f"batches need the target under 'y'; got the keys {sorted(batch)}")
@@ -110,7 +112,7 @@ def _predictions(model: nn.Module, batches: list[dict[str, Any]], data_processor
         sample = dict(batch)
         if data_processor is not None:
             sample = data_processor.preprocess(sample)
-        prediction = model(sample["x"].to(device))
+        prediction = call_model(model, sample, device)
         if data_processor is not None:
             prediction, sample = data_processor.postprocess(prediction, sample)
         yield prediction, sample["y"].to(prediction.device)

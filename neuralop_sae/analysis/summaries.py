@@ -128,19 +128,14 @@ def atom_spectra(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[int
     concepts : sequence of int
         n concepts.
     shape : sequence of int, optional
-        Grid on which the atoms are evaluated. By default the smallest that holds all modes of a Fourier
-        model; a model without a Fourier basis needs it.
+        Grid on which the atoms are evaluated. By default the smallest that holds all modes.
     """
     own = sae.basis
-    if shape is None:
-        if not isinstance(own, FourierBasis):
-            raise ValueError(f"{type(sae).__name__} has no Fourier modes: pass shape=, a grid for its atoms")
-        shape = [2 * (n // 2) + 1 for n in own.n_modes]
+    shape = own.smallest_grid() if shape is None else shape
     basis = own
     if isinstance(basis, FourierBasis):
         basis = FourierBasis([2 * ((n - 1) // 2) + 1 for n in shape])
     written = sae.atoms(concepts, shape).detach().cpu().double()
-    own = own or basis
     impulse = own.synthesis(torch.ones(own.mode_shape, dtype=torch.complex128), shape)
     shells = _shells(basis)
     energy, modes = (
@@ -158,13 +153,8 @@ def _by_shell(power: Tensor, shells: Tensor) -> Tensor:
 
 
 def _shells(basis: SpectralBasis) -> Tensor:
-    """Wavenumber of each coefficient, ``(*mode_shape)``: radial, or the degree, the first axis, on a
-    sphere."""
-    if isinstance(basis, FourierBasis):
-        axes = [torch.tensor(list(k), dtype=torch.float64) for k in basis.frequencies()]
-        return torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0).round().long()
-    degree = torch.arange(basis.mode_shape[0])
-    return degree.view(-1, *(1,) * (len(basis.mode_shape) - 1)).expand(basis.mode_shape)
+    """Wavenumber of each coefficient, rounded, ``(*mode_shape)``: radial, or the degree on a sphere."""
+    return basis.wavenumbers().round().long()
 
 
 def code_of(codes: ConceptCodes, concept: int, sample: int) -> Tensor | None:
@@ -176,10 +166,7 @@ def code_of(codes: ConceptCodes, concept: int, sample: int) -> Tensor | None:
 def on_grid_of(fine: Tensor, coarse: ConceptCodes) -> Tensor:
     """A code ``(*fine_grid)`` at the points of coarser codes: sub-sampled if the grids nest, else
     resampled."""
-    steps = [a // b if a % b == 0 else 0 for a, b in zip(fine.shape, coarse.grid, strict=True)]
-    if all(steps) and isinstance(coarse.basis, FourierBasis):
-        return fine[tuple(slice(None, None, step) for step in steps)]
-    return coarse.basis.resample(fine, coarse.grid)
+    return coarse.basis.restrict(fine, coarse.grid)
 
 
 def dominant_concepts(codes: ConceptCodes, sae: SAE, named: Sequence[int], sample: int) -> Tensor:

@@ -119,8 +119,8 @@ class SpectralBasis(ABC):
         own, mirrored = (direct - 1j * turned) / 2, (direct + 1j * turned) / 2  # of c and of its conjugate
         partner = mirrored.abs().argmax(0)
         parts = (own.diagonal().real, mirrored.gather(0, partner[None])[0].real)
-        clean = (part.where(part.abs() > 1e-9, 0.0).to(real_dtype(like)) for part in parts)
-        return Pairing(*clean, partner)
+        mine, other = (part.where(part.abs() > 1e-9, 0.0).to(real_dtype(like)) for part in parts)
+        return Pairing(mine, other, partner)
 
     def smallest_grid(self) -> tuple[int, ...]:
         """A grid that holds all modes, in as few points as is known."""

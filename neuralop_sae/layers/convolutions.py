@@ -52,9 +52,9 @@ class Convolution(ABC):
     """
 
     conv_module: type[nn.Module]
-    basis: SpectralBasis
-    encoder: ClassVar[type[nn.Module] | None] = None
-    decoder: ClassVar[type[nn.Module] | None] = None
+    basis: Any
+    encoder: ClassVar[Any] = None
+    decoder: ClassVar[Any] = None
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
@@ -62,7 +62,7 @@ class Convolution(ABC):
         return self.basis.mode_shape
 
     @abstractmethod
-    def make(self, in_channels: int, out_channels: int, *, factorization: str | None, rank: Any) -> nn.Module:
+    def make(self, in_channels: int, out_channels: int, *, factorization: str | None, rank: Any) -> Any:
         """A layer with a weight of this form; `rank` is explicit."""
 
     def dense(self, conv: nn.Module, field: Tensor) -> Tensor:
@@ -81,8 +81,8 @@ def register_concept_layer(conv_module: type[nn.Module]) -> Callable[[C], C]:
 
     Examples
     --------
-    >>> concept_layers.names()[:2]
-    ['sphericalconv', 'spectralconv'][::-1]
+    >>> {"SpectralConv", "SphericalConv"} - set(map(concept_layers.name_of, map(concept_layers.get, concept_layers)))
+    set()
     """
 
     def add(convolution: C) -> C:
@@ -99,7 +99,7 @@ class OverBasis(Convolution):
         self.basis = basis
         self.conv_module = BasisConv.over(basis)
 
-    def make(self, in_channels: int, out_channels: int, *, factorization: str | None, rank: Any) -> nn.Module:
+    def make(self, in_channels: int, out_channels: int, *, factorization: str | None, rank: Any) -> Any:
         return self.conv_module(in_channels, out_channels, factorization=factorization, rank=rank, implementation="factorized")
 
 
@@ -110,7 +110,7 @@ class _Fourier(Convolution):
     def __init__(self, n_modes: tuple[int, ...]) -> None:
         self.basis: FourierBasis = FourierBasis(n_modes)
 
-    def make(self, in_channels: int, out_channels: int, *, factorization: str | None, rank: Any) -> nn.Module:
+    def make(self, in_channels: int, out_channels: int, *, factorization: str | None, rank: Any) -> Any:
         return SpectralConv(
             in_channels,
             out_channels,
@@ -166,7 +166,7 @@ class _Spherical(Convolution):
     def kernel_shape(self) -> tuple[int, ...]:
         return self.basis.mode_shape[: KERNELS[self.kernel]]
 
-    def make(self, in_channels: int, out_channels: int, *, factorization: str | None, rank: Any) -> nn.Module:
+    def make(self, in_channels: int, out_channels: int, *, factorization: str | None, rank: Any) -> Any:
         return ConceptSphericalConv(
             in_channels,
             out_channels,

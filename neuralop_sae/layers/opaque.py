@@ -186,7 +186,7 @@ class Opaque(Convolution):
         self.conv_module, self.n_modes, self.options = conv_module, tuple(n_modes), options
         self.basis: FourierBasis = FourierBasis(self.n_modes)
 
-    def make(self, in_channels: int, out_channels: int, *, factorization: str | None, rank: Any) -> nn.Module:
+    def make(self, in_channels: int, out_channels: int, *, factorization: str | None, rank: Any) -> Any:
         """See :class:`Convolution`; the form of the weight is asked for if the class takes it."""
         taken = inspect.signature(self.conv_module).parameters
         form = {"factorization": factorization, "rank": rank} if factorization else {}

@@ -159,7 +159,7 @@ class SphericalBasis(SpectralBasis):
         grid, old = super().check_grid(shape), super().check_grid(field.shape[-2:])
         if grid == old:
             return field
-        degrees = min(_degrees(*size, self.grid) for size in (old, grid))
+        degrees = min(_degrees(nlat, nlon, self.grid) for nlat, nlon in (old, grid))
         if degrees < 1:
             raise ValueError(f"a {self.grid} grid of {old} or {grid} points holds no degree")
         band = self._cached(f"band {degrees}", None, field, lambda *_: SphericalBasis((degrees, 2 * degrees), self.grid))

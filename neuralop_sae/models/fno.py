@@ -120,10 +120,14 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
         self.encoder, self.decoder, self.skip = encoder, decoder, skip
         self.selection, self.oversample = selection, oversample
         self.factorization, self.rank = factorization, rank
-        self.conv_module, self.conv_options = name_of_module(conv_module), dict(conv_options or {})
+        self.conv_options = dict(conv_options or {})
         self._convolution = convolution_of(conv_module, self.n_modes, self.conv_options)
+        self.conv_module = name_of_module(conv_module)
         found = self._convolution
-        layer = {"conv_module": found.conv_module if found.encoder else conv_module, "conv_options": self.conv_options}
+        layer: dict[str, Any] = {
+            "conv_module": found.conv_module if found.encoder else conv_module,
+            "conv_options": self.conv_options,
+        }
         layer |= {"skip": skip, "factorization": factorization, "rank": rank}
         encoder_layer, decoder_layer = self._convolution.encoder or ConceptEncoder, self._convolution.decoder or ConceptDecoder
         self.concept_encoder = encoder_layer(in_channels, n_concepts, self.n_modes, **layer)
@@ -194,5 +198,5 @@ class SAETFNO(SAEFNO, name="SAETFNO"):  # type: ignore[call-arg]  # mypy misses 
     ) -> None:
         if not factorization:
             raise ValueError("SAETFNO is factorised: factorization='tucker', 'cp' or 'tt'; SAEFNO is the dense one")
-        rule = {"concept_rule": concept_rule, "factorization": factorization, "rank": rank}
-        super().__init__(in_channels, n_concepts, n_modes, **rule, **kwargs)
+        given: dict[str, Any] = {"concept_rule": concept_rule, "factorization": factorization, "rank": rank}
+        super().__init__(in_channels, n_concepts, n_modes, **given, **kwargs)

@@ -261,7 +261,7 @@ def test_chunks_change_nothing(name: str, n_rows: int, write: bool, gathers: Gat
     every = selection.every or 1
     longest = max(pairs.stop - pairs.start for pairs, _ in gathers.chunks)
     assert longest == min(len(selection), max(1, n_rows if n_rows < every else n_rows // every * every))
-    assert all(shape[1:] == (1, kernels.n_modes, M) for _, shape in gathers.chunks)
+    assert all(shape[1:] == (1, kernels.n_modes, 1, M) for _, shape in gathers.chunks)
 
 
 def test_chunks_cover_every_pair_once_with_its_own_field(monkeypatch: pytest.MonkeyPatch) -> None:
