@@ -34,6 +34,7 @@ from .layers import (
     register_domain_rule,
 )
 from .models import SAE, SAEFNO, SAESFNO, SAETFNO, Compression, SAEOutput, SAEPointwise, compress, load
+from .registry import load_plugins
 from .training.trainer import TrainingConfig, TrainingHistory, train
 
 __version__ = "0.1.0"
@@ -86,3 +87,5 @@ __all__ = [
     "steer",
     "train",
 ]
+
+load_plugins()

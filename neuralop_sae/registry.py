@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+PLUGINS = "neuralop_sae.plugins"
 
 
 class Registry(Generic[T]):
@@ -73,3 +77,26 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
+
+
+def load_plugins(group: str = PLUGINS) -> list[str]:
+    """Import the modules that installed packages name as entry points of a group, so that what they register is known.
+
+    A plugin that fails is named in a warning, and the others are loaded: a broken package must not keep anybody from
+    importing this one.
+
+    Returns
+    -------
+    list of str
+        Names of the entry points that were loaded, sorted.
+    """
+    loaded = []
+    for entry in sorted(metadata.entry_points(group=group), key=lambda entry: entry.name):
+        try:
+            entry.load()
+        except Exception as error:
+            message = f"plugin {entry.name!r} ({entry.value}) of {group} is not loaded: {type(error).__name__}: {error}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        else:
+            loaded.append(entry.name)
+    return loaded

@@ -44,3 +44,44 @@ def test_unknown_names_list_the_known() -> None:
         make().get("three")
     with pytest.raises(ValueError, match="known: none"):
         Registry("thing").get("x")
+
+
+def write_plugin(folder, name, body):
+    """An installed package as pip leaves it: a module, and metadata that name it as an entry point."""
+    (folder / f"{name}.py").write_text(body)
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[neuralop_sae.plugins]\n{name} = {name}\n")
+
+
+def test_plugins_register_themselves(tmp_path):
+    """In a process of its own: what a plugin registers is known after `import neuralop_sae`; a broken one is named."""
+    import os
+    import subprocess
+    import sys
+
+    body = """
+from neuralop_sae.layers import FourierBasis, register_basis
+
+@register_basis("from-a-plugin")
+class Basis(FourierBasis):
+    pass
+"""
+    write_plugin(tmp_path, "good_plugin", body)
+    write_plugin(tmp_path, "bad_plugin", "raise RuntimeError('no such luck')")
+    code = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import neuralop_sae as ns
+told = [str(w.message) for w in caught if "plugin" in str(w.message)]
+assert len(told) == 1 and "'bad_plugin'" in told[0] and "no such luck" in told[0], told
+import torch
+sae = ns.SAEFNO(2, 4, (3, 3), conv_module="from-a-plugin")
+print(sae(torch.randn(1, 2, 8, 8)).reconstruction.shape)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "[1, 2, 8, 8]" in result.stdout

@@ -48,7 +48,7 @@ class CosineBasis(SpectralBasis):
         return held.to(like)
 
     def quadrature(self, shape: Sequence[int], *, like: Tensor) -> Tensor:
-        return torch.full((1,) * self.n_dim, 1 / torch.Size(shape).numel()).to(like)
+        return torch.full((1,) * self.n_dim, 1 / torch.Size(shape).numel(), dtype=torch.float64).to(like)
 
 
 class Grouped(nn.Module):
@@ -90,7 +90,7 @@ def test_a_registered_basis_holds_concepts(cosine: str, form: str | None) -> Non
 
 def test_operators_before_and_after_over_a_registered_basis(cosine: str) -> None:
     torch.manual_seed(0)
-    sae = ns.SAEFNO(3, 8, (4, 4), conv_module=cosine, encoder="fno_block", decoder="fno_block")
+    sae = ns.SAEFNO(3, 8, (4, 4), conv_module=cosine, concept_rule="JumpReLU", encoder="fno_block", decoder="fno_block")
     check_model(sae, torch.randn(2, 3, 9, 10))
 
 
