@@ -120,6 +120,12 @@ class SAE(nn.Module, ABC):
             How many of them.
         """
 
+    def __call__(self, x: Tensor, *args: Any, y: Tensor | None = None, **kwargs: Any) -> Any:
+        """:meth:`forward`; with a target `y`, as neuralop's Trainer calls every model, the reconstruction alone, which its
+        losses and processors can take."""
+        out = super().__call__(x, *args, **kwargs)
+        return out if y is None else out.reconstruction
+
     @abstractmethod
     def dense_forward(self, x: Tensor) -> SAEOutput:
         """The oracle: the same as :meth:`forward`, with everything materialised."""
