@@ -54,6 +54,21 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
             submodule.training = flag
 
 
+def forget_inference_transforms(model: nn.Module) -> None:
+    """Drop the spherical transforms that neuralop's layers cached in ``torch.inference_mode``: backward passes through them
+    fail. They are made again when needed.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The operator.
+    """
+    for handle in model.modules():
+        for cache in (getattr(handle, "_SHT_cache", None), getattr(handle, "_iSHT_cache", None)):
+            if isinstance(cache, nn.ModuleDict) and any(buffer.is_inference() for buffer in cache.buffers()):
+                cache.clear()
+
+
 @contextmanager
 def hooked(model: nn.Module, site: Site, function: Callable[[Tensor], Tensor | None]) -> Iterator[Firings]:
     """While active, pass every activation at a site to a function, and put its result in their place.
@@ -77,6 +92,7 @@ def hooked(model: nn.Module, site: Site, function: Callable[[Tensor], Tensor | N
         The count of passes and calls.
     """
     root = original_module(model)
+    forget_inference_transforms(root)
     module = root.get_submodule(site.path)
     rule = rule_of(module)
     firings = Firings()

@@ -51,9 +51,11 @@ def decompose_(target: FactorizedTensor, dense: Tensor, *, n_iterations: int | N
     name = target.name.lower().removeprefix("complex")
     if name not in _FORMS:
         raise ValueError(f"cannot decompose into factorization {target.name!r}; known: {', '.join(_FORMS)}")
-    if tuple(dense.shape) != tuple(target.shape) or not dense.is_complex():
+    dtype = next(iter(target.factors)).dtype  # parameters may be pairs of reals
+    if tuple(dense.shape) != tuple(target.shape) or dense.is_complex() != dtype.is_complex:
+        kind = "complex" if dtype.is_complex else "real"
         raise ValueError(
-            f"got a {dense.dtype} tensor of shape {tuple(dense.shape)} for a complex weight of shape {tuple(target.shape)}"
+            f"got a {dense.dtype} tensor of shape {tuple(dense.shape)} for a {kind} weight of shape {tuple(target.shape)}"
         )
     size = float(torch.linalg.vector_norm(dense))
     if not math.isfinite(size):
@@ -104,7 +106,7 @@ def _tt(target: FactorizedTensor, unit: Tensor, size: float, n_iterations: int |
 def _cp(target: FactorizedTensor, unit: Tensor, size: float, n_iterations: int | None, seed: int) -> None:
     # In float64 and with a trace of damping: collinear components make the normal equations nearly singular.
     weights, factors = parafac(
-        unit.to(torch.complex128),
+        unit.to(torch.complex128 if unit.is_complex() else torch.float64),
         len(target.weights),
         n_iter_max=n_iterations or 100,
         svd=_svd,

@@ -96,14 +96,14 @@ class MixedKernels(Kernels):
         folded = self.fold_fields(x)  # (B, K, Q, m)
         data = folded.reshape(len(x), *self.mode_shape, *folded.shape[2:])
         out = self._contract(f"B{self._axes}QI", f"B{self._mixed}{self._axes}Q", data)
-        return out.reshape(len(x), self.rank, self.n_modes, -1)
+        return out.reshape(len(x), self.rank, self.n_modes, folded.shape[2])
 
     def _expand(self, y: Tensor) -> Tensor:
         """What the templates write, the adjoint of :meth:`_features` but for conjugation: ``y (B, r, K, Q)`` ->
         ``(B, K Q, m)``."""
         data = y.reshape(len(y), *self.mixing_shape, *self.mode_shape, y.shape[-1])
         out = self._contract(f"B{self._mixed}{self._axes}Q", f"B{self._axes}QI", data)
-        return self.unfold_fields(out.reshape(len(y), self.n_modes, -1, self.n_channels))
+        return self.unfold_fields(out.reshape(len(y), self.n_modes, y.shape[-1], self.n_channels))
 
     def rows(self, concepts: Tensor | slice) -> Tensor:
         mixing = self.mixing(concepts)

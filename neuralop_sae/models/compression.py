@@ -174,11 +174,13 @@ def _decompose(
     """Fill a layer's spectral weight; the relative error. The Parseval weights of a half spectrum depend on the last axis
     alone, so that the scaled weight has the same rank, and the scale comes off that axis' factor: ``(size, rank)`` in
     Tucker and CP, ``(rank, size, 1)`` in TT."""
-    weights = dense.basis.weights(like=dense.conv.bias)
-    columns = weights.reshape(-1, weights.shape[-1])[0]
-    assert torch.equal(columns.expand_as(weights), weights), weights
+    weights = dense.basis.weights(like=dense.conv.bias).reshape(*dense.convolution.kernel_shape, -1).sum(-1)
+    columns = weights.flatten(0, -2).amax(0) if weights.ndim > 1 else weights
+    present = weights > 0  # the sphere has no coefficients above its diagonal
+    assert torch.equal(columns * present, weights), weights
     scale = columns.sqrt()
-    error = decompose_(layer.conv.weight, dense.conv.weight.tensor * scale, n_iterations=n_iterations, seed=seed)
+    scaled = dense.conv.weight.tensor * (scale * present)
+    error = decompose_(layer.conv.weight, scaled, n_iterations=n_iterations, seed=seed)
     list(layer.conv.weight.factors)[-1].div_(scale[:, None])
     return error
 

@@ -126,3 +126,27 @@ def test_training_after_inference_mode() -> None:
         sae.dense_forward(x)
     sae.dense_forward(x).reconstruction.square().sum().backward()
     ns.train(sae, x, ns.TrainingConfig(n_epochs=1, batch_size=2), progress=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dictionary_on_the_sphere_can_be_compressed(kind: str) -> None:
+    """At full rank nothing is lost, at a third something."""
+    torch.manual_seed(0)
+    sae, x = ns.SAESFNO(3, 8, (5, 10), concept_rule=ns.TopK(3), **KINDS[kind]), torch.randn(4, 3, 9, 12)
+    whole = (3, 8, *sae.concept_encoder.convolution.kernel_shape)
+    same = ns.compress(sae, "tucker", whole)
+    assert max(same.encoder_error, same.decoder_error) < 1e-4
+    assert_equal("forward", same.sae(x).reconstruction, sae(x).reconstruction, factor=10)
+    assert 1e-3 < ns.compress(sae, "tucker", 0.3).decoder_error < 1
+
+
+def test_a_warm_up_in_inference_mode_does_not_break_attachment() -> None:
+    from neuralop.models import SFNO
+
+    model, x = SFNO(n_modes=(4, 8), in_channels=1, out_channels=1, hidden_channels=6, n_layers=2), torch.randn(2, 1, 9, 16)
+    with torch.inference_mode():
+        model(x)
+    sae = ns.SAESFNO(6, 8, (4, 8)).eval()
+    with ns.splice(model, "fno_blocks.0", sae):
+        model(x).square().sum().backward()
+    assert sae.concept_decoder.conv.bias.grad is not None
