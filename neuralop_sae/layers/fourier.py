@@ -81,6 +81,8 @@ class FourierBasis(SpectralBasis):
         once, so that later dimensions transform less."""
         grid = self.check_grid(field.shape[-self.n_dim :])
         held = self._held(grid)
+        if not field.numel():  # MKL of some versions refuses to transform nothing
+            return field.new_zeros(*field.shape[: -self.n_dim], *self.mode_shape, dtype=real_dtype(field).to_complex())
         coefficients = torch.fft.rfft(field, norm="forward").narrow(-1, 0, held[-1][1] + 1)
         for axis in range(self.n_dim - 1):
             dim, (low, high) = axis - self.n_dim, held[axis]
@@ -99,6 +101,8 @@ class FourierBasis(SpectralBasis):
         """See :meth:`SpectralBasis.synthesis`."""
         grid = self.check_grid(shape)
         self.check_modes(coefficients)
+        if not coefficients.numel():
+            return coefficients.new_zeros(*coefficients.shape[: -self.n_dim], *grid, dtype=real_dtype(coefficients))
         spectrum = coefficients
         for axis, (low, high) in enumerate(self._held(grid)):
             dim, first = axis - self.n_dim, self.frequencies()[axis][0]

@@ -106,6 +106,8 @@ class SphericalBasis(SpectralBasis):
     def analysis(self, field: Tensor) -> Tensor:
         """See :meth:`SpectralBasis.analysis`."""
         grid = self.check_grid(field.shape[-2:])
+        if not field.numel():  # MKL refuses to transform nothing
+            return field.new_zeros(*field.shape[:-2], *self.mode_shape, dtype=real_dtype(field).to_complex())
         transform: RealSHT = self._cached("analysis", grid, field, self._make_analysis)
         return transform(field) * (1 / _MEAN)
 
@@ -113,6 +115,8 @@ class SphericalBasis(SpectralBasis):
         """See :meth:`SpectralBasis.synthesis`."""
         grid = self.check_grid(shape)
         self.check_modes(coefficients)
+        if not coefficients.numel():
+            return coefficients.new_zeros(*coefficients.shape[:-2], *grid, dtype=real_dtype(coefficients))
         transform: InverseRealSHT = self._cached("synthesis", grid, coefficients, self._make_synthesis)
         return transform(coefficients * _MEAN)
 
