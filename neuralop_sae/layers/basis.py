@@ -204,6 +204,12 @@ class SpectralBasis(ABC):
             raise ValueError(f"coefficients must end in the mode shape {self.mode_shape}, got {tuple(coefficients.shape)}")
 
 
+def transform_of_nothing(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The transform ``(*shape)`` of an empty batch. It depends on the batch, so that ranks whose batches are not all empty go
+    through one graph, collectives included."""
+    return tensor.new_zeros(shape, dtype=dtype) + tensor.sum().real.to(dtype)
+
+
 def real_dtype(tensor: Tensor) -> torch.dtype:
     """The real dtype of a real or complex tensor."""
     return tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .basis import Pairing, SpectralBasis, real_dtype, register_basis
+from .basis import Pairing, SpectralBasis, real_dtype, register_basis, transform_of_nothing
 
 
 @register_basis("fourier")
@@ -82,7 +82,8 @@ class FourierBasis(SpectralBasis):
         grid = self.check_grid(field.shape[-self.n_dim :])
         held = self._held(grid)
         if not field.numel():  # MKL of some versions refuses to transform nothing
-            return field.new_zeros(*field.shape[: -self.n_dim], *self.mode_shape, dtype=real_dtype(field).to_complex())
+            shape = (*field.shape[: -self.n_dim], *self.mode_shape)
+            return transform_of_nothing(field, shape, real_dtype(field).to_complex())
         coefficients = torch.fft.rfft(field, norm="forward").narrow(-1, 0, held[-1][1] + 1)
         for axis in range(self.n_dim - 1):
             dim, (low, high) = axis - self.n_dim, held[axis]
@@ -102,7 +103,8 @@ class FourierBasis(SpectralBasis):
         grid = self.check_grid(shape)
         self.check_modes(coefficients)
         if not coefficients.numel():
-            return coefficients.new_zeros(*coefficients.shape[: -self.n_dim], *grid, dtype=real_dtype(coefficients))
+            fields = (*coefficients.shape[: -self.n_dim], *grid)
+            return transform_of_nothing(coefficients, fields, real_dtype(coefficients))
         spectrum = coefficients
         for axis, (low, high) in enumerate(self._held(grid)):
             dim, first = axis - self.n_dim, self.frequencies()[axis][0]

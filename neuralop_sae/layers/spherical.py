@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_harmonics import InverseRealSHT, RealSHT
 from torch_harmonics.quadrature import clenshaw_curtiss_weights, legendre_gauss_weights, lobatto_weights
 
-from .basis import Pairing, SpectralBasis, real_dtype, register_basis
+from .basis import Pairing, SpectralBasis, real_dtype, register_basis, transform_of_nothing
 
 #: Name of a grid -> (nodes and weights in the cosine of the colatitude, number of degrees that n latitudes hold).
 _GRIDS: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], Callable[[int], int]]] = {
@@ -107,7 +107,8 @@ class SphericalBasis(SpectralBasis):
         """See :meth:`SpectralBasis.analysis`."""
         grid = self.check_grid(field.shape[-2:])
         if not field.numel():  # MKL refuses to transform nothing
-            return field.new_zeros(*field.shape[:-2], *self.mode_shape, dtype=real_dtype(field).to_complex())
+            shape = (*field.shape[:-2], *self.mode_shape)
+            return transform_of_nothing(field, shape, real_dtype(field).to_complex())
         transform: RealSHT = self._cached("analysis", grid, field, self._make_analysis)
         return transform(field) * (1 / _MEAN)
 
@@ -116,7 +117,8 @@ class SphericalBasis(SpectralBasis):
         grid = self.check_grid(shape)
         self.check_modes(coefficients)
         if not coefficients.numel():
-            return coefficients.new_zeros(*coefficients.shape[:-2], *grid, dtype=real_dtype(coefficients))
+            fields = (*coefficients.shape[:-2], *grid)
+            return transform_of_nothing(coefficients, fields, real_dtype(coefficients))
         transform: InverseRealSHT = self._cached("synthesis", grid, coefficients, self._make_synthesis)
         return transform(coefficients * _MEAN)
 

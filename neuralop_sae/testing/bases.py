@@ -75,6 +75,11 @@ def _check_on_grid(basis: SpectralBasis, grid: tuple[int, ...], c: Tensor, f: Te
     require(weights.shape == basis.mode_shape and (weights >= 0).all(), f"weights {on}", "shape or sign")
     require(not analysed[:, weights == 0].any(), f"modes that are not held are zero {on}")
     require(torch.equal(basis.resample(f, grid), f), f"resample to the same grid is the identity {on}")
+    for what, out in (
+        ("analysis", basis.analysis(f.new_zeros(0, *grid, requires_grad=True))),
+        ("synthesis", basis.synthesis(c.new_zeros(0, *basis.mode_shape, requires_grad=True), grid)),
+    ):
+        require(len(out) == 0 and out.requires_grad, f"{what} of an empty batch {on}", "is empty and in autograd's graph")
     larger = tuple(size + 3 for size in grid)
     constant = torch.full_like(f, 1.5)
     assert_equal(f"resample keeps constants {on}", basis.resample(constant, larger), f.new_full((2, *larger), 1.5))
