@@ -43,7 +43,8 @@ from torch import Tensor
 
 import neuralop_sae as ns
 from neuralop_sae import checkpoint
-from neuralop_sae.quickstart import QuickstartConfig, darcy_problem, train_operator
+from neuralop_sae.quickstart import Darcy
+from neuralop_sae.quickstart.operators import train_operator
 
 SITE = "fno_blocks.2"
 FORMS = ("tucker", "cp", "tt")
@@ -102,11 +103,11 @@ def main(
     unknown = set(form or FORMS) - set(FORMS)
     if unknown:
         raise typer.BadParameter(f"no form {', '.join(sorted(unknown))}; known: {', '.join(FORMS)}")
-    config = QuickstartConfig()
+    problem = Darcy()
     if quick:
-        config = QuickstartConfig(n_train=40, n_test=8, resolutions=(16, 48), hidden_channels=8, n_layers=3, operator_epochs=1)
+        problem = Darcy(n_train=40, n_test=8, resolutions=(16, 48), hidden_channels=8, n_layers=3, operator_epochs=1)
         n_concepts, epochs = 16, 1
-    data = activations(config, folder, device)
+    data = activations(problem, folder, device)
     setting = {"n_concepts": n_concepts, "k": concepts_per_point, "epochs": epochs, "train": list(data.train.shape)}
     name = f"factorized_{n_concepts}"
     known = resumed(folder / f"{name}.json", setting)
@@ -121,14 +122,14 @@ def main(
     write_figure(folder, name, draw(best(known), n_concepts))
 
 
-def activations(config: QuickstartConfig, folder: Path, device: str) -> Data:
+def activations(problem: Darcy, folder: Path, device: str) -> Data:
     """The operator's activations, from the folder if they are there; a tenth of the training samples is for validation."""
-    path = folder / f"activations_{config.n_train}_{config.resolutions[0]}.safetensors"
+    path = folder / f"activations_{problem.n_train}_{problem.resolutions[0]}.safetensors"
     if not path.exists():
-        torch.manual_seed(config.seed)
-        problem = darcy_problem(config, None, folder / "data", True)
-        operator, processor = train_operator(config, problem, device, True)
-        splits = {"activations": problem.train, "test": problem.coarse}
+        torch.manual_seed(problem.seed)
+        data = problem.splits(folder / "data", True)
+        operator, processor = train_operator(problem, data.train, device)
+        splits = {"activations": data.train, "test": data.coarse}
         found = {
             name: ns.capture(operator, SITE, {"x": split.x, "y": split.y}, data_processor=processor)
             for name, split in splits.items()

@@ -19,7 +19,8 @@ import torch
 import typer
 
 import neuralop_sae as ns
-from neuralop_sae.quickstart import QuickstartConfig, darcy_problem, train_operator
+from neuralop_sae.quickstart import Darcy
+from neuralop_sae.quickstart.operators import train_operator
 
 SITE = "fno_blocks.2"
 POINTWISE_RATES = (3e-2, 6e-2, 1e-1)
@@ -50,20 +51,20 @@ def main(
     seed: int = 0,
 ) -> None:
     """Train one autoencoder per row and print the table."""
-    config = QuickstartConfig(seed=seed, n_concepts=n_concepts)
+    problem = Darcy(seed=seed, n_concepts=n_concepts)
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as cache:
-        problem = darcy_problem(config, None, Path(cache), True)
-    operator, processor = train_operator(config, problem, "cpu", True)
-    splits = {"train": problem.train, "coarse": problem.coarse, "fine": problem.fine}
+        data = problem.splits(Path(cache), True)
+    operator, processor = train_operator(problem, data.train)
+    splits = {"train": data.train, "coarse": data.coarse, "fine": data.fine}
     acts = {
         name: ns.capture(operator, SITE, {"x": split.x, "y": split.y}, data_processor=processor)
         for name, split in splits.items()
     }
-    target = {"x": problem.coarse.x, "y": problem.coarse.y}
+    target = {"x": data.coarse.x, "y": data.coarse.y}
 
     def measure(sae: ns.SAE, **training: Any) -> dict[str, float]:
-        settings = {"n_epochs": config.sae_epochs, "learning_rate": 6e-3, "seed": seed, **training}
+        settings = {"n_epochs": problem.sae_epochs, "learning_rate": 6e-3, "seed": seed, **training}
         started = time.perf_counter()
         history = ns.train(sae, acts["train"], ns.TrainingConfig(**settings), progress=False)
         seconds = time.perf_counter() - started

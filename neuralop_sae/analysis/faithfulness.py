@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,16 +14,19 @@ from ..attach.capture import capture
 from ..attach.hooks import eval_mode
 from ..attach.inputs import call_model, iterate_batches, shared_arguments
 from ..attach.interventions import replace_activation, splice
+from ..layers.basis import SpectralBasis
 from ..metrics import loss_recovered
 from ..models.base import SAE
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def mean_relative_l2(prediction: Tensor, target: Tensor) -> Tensor:
-    """``|prediction - target| / |target|`` of each sample, ``(B, ...)`` -> ``(B,)``."""
-    error, norm = (prediction - target).flatten(1).norm(dim=1), target.flatten(1).norm(dim=1)
-    return error / norm.clamp_min(1e-20)
+def mean_relative_l2(prediction: Tensor, target: Tensor, quadrature: Tensor | None = None) -> Tensor:
+    """``|prediction - target| / |target|`` of each sample, ``(B, channels, *grid)`` -> ``(B,)``; norms by a quadrature of the
+    grid, or with equal weights."""
+    weights = 1.0 if quadrature is None else quadrature
+    error = ((prediction - target).square() * weights).flatten(1).sum(1).sqrt()
+    return error / (target.square() * weights).flatten(1).sum(1).sqrt().clamp_min(1e-20)
 
 
 @torch.no_grad()
@@ -32,7 +36,7 @@ def faithfulness(
     sae: SAE,
     loader: Mapping[str, Tensor] | Iterable[Any],
     *,
-    loss: Loss = mean_relative_l2,
+    loss: Loss | None = None,
     data_processor: Any = None,
     batch_size: int = 16,
 ) -> dict[str, float]:
@@ -49,7 +53,8 @@ def faithfulness(
     loader : mapping or iterable of mappings
         Batches with ``"x"`` and ``"y"``, such as neuralop's data loaders; or one mapping with all samples.
     loss : callable
-        ``(prediction, target)`` -> loss per sample ``(B,)``, or the batch's mean ``()``. Relative L2 by default.
+        ``(prediction, target)`` -> loss per sample ``(B,)``, or the batch's mean ``()``. By default relative L2, by the
+        quadrature of the SAE's basis where the operator's output has as many dimensions: true to the area on the sphere.
     data_processor : DataProcessor, optional
         neuralop's: batches are preprocessed, and predictions and targets postprocessed, in eval mode.
     batch_size : int
@@ -59,7 +64,7 @@ def faithfulness(
     -------
     dict
         ``loss_clean``, ``loss_spliced``, ``loss_zero_ablated``, ``loss_mean_ablated`` (every point set to the mean of its
-        channel over the data), ``loss_recovered`` (against zero ablation, see :func:`neuralop_sae.metrics.loss_recovered`)
+        channel over data and domain), ``loss_recovered`` (against zero ablation, see :func:`neuralop_sae.metrics.loss_recovered`)
         and ``loss_recovered_mean`` (against mean ablation).
 
     Raises
@@ -72,13 +77,15 @@ def faithfulness(
         if "y" not in batch:
             raise ValueError(f"batches need the target under 'y'; got the keys {sorted(batch)}")
     activations = capture(model, site, batches, data_processor=data_processor)
-    mean = activations.double().transpose(0, 1).flatten(1).mean(1)
+    weights = sae.basis.quadrature(activations.shape[2:], like=activations).double()
+    mean = (activations.double() * weights).flatten(2).sum(2).mean(0)
     conditions: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "clean": nullcontext,
         "spliced": lambda: splice(model, site, sae, keep_error=False),
         "zero_ablated": lambda: replace_activation(model, site, torch.zeros_like),
         "mean_ablated": lambda: replace_activation(model, site, lambda x: _fill(x, mean)),
     }
+    loss = loss or partial(_relative_l2_on, sae.basis)
     losses = {}
     processors = [data_processor] if isinstance(data_processor, nn.Module) else []
     with eval_mode(model, sae, *processors):
@@ -91,6 +98,11 @@ def faithfulness(
         "loss_recovered": loss_recovered(clean, spliced, losses["loss_zero_ablated"]),
         "loss_recovered_mean": loss_recovered(clean, spliced, losses["loss_mean_ablated"]),
     }
+
+
+def _relative_l2_on(basis: SpectralBasis, prediction: Tensor, target: Tensor) -> Tensor:
+    grid = target.shape[2:]
+    return mean_relative_l2(prediction, target, basis.quadrature(grid, like=target) if len(grid) == basis.n_dim else None)
 
 
 def _fill(x: Tensor, mean: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from neuralop.models import FNO
 
 import neuralop_sae as ns
 from neuralop_sae.analysis.faithfulness import mean_relative_l2
+from neuralop_sae.layers import FourierBasis
 
 
 class Perfect(torch.nn.Module):
@@ -14,6 +15,7 @@ class Perfect(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.mean = torch.nn.Parameter(torch.zeros(()))
+        self.basis = FourierBasis((3, 3))
 
     def encode(self, x):
         return x
