@@ -287,6 +287,7 @@ def test_neuralops_names(model: SAEFNO, tmp_path: Path) -> None:
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")) == [
         "best/config.json",
         "best/model.safetensors",
+        "best_state_dict.pt",
     ]
     loaded = SAEFNO.from_checkpoint(tmp_path, "best", map_location="cpu")
     other = SAEFNO(3, 6, (5, 4), concept_rule=TopK(2), domain_rule="Rectify").eval()

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import neuralop_sae as ns
 from neuralop_sae.layers.rows import RowGradients
 from neuralop_sae.training.losses import unexplained_variance
-from neuralop_sae.training.trainer import _real_view, _Run
+from neuralop_sae.training.trainer import _Run
+from neuralop_sae.training.update import real_view
 
 Step = Callable[[Tensor], object]
 
@@ -127,14 +128,14 @@ def trainer_step(sae: ns.SAE, x: Tensor) -> Step:
 def oracle_step(sae: ns.SAE) -> Step:
     """:func:`oracle_pass`, gradient clipping, and fused Adam over all parameters (complex ones as pairs of reals)."""
     parameters = list(sae.parameters())
-    views = [_real_view(parameter) for parameter in parameters]
+    views = [real_view(parameter) for parameter in parameters]
     optimizer = torch.optim.Adam(views, lr=3e-3, fused=True)
     both_ways = oracle_pass(sae)
 
     def step(x: Tensor) -> None:
         both_ways(x)
         for parameter, view in zip(parameters, views, strict=True):
-            view.grad = None if parameter.grad is None else _real_view(parameter.grad, like=parameter)
+            view.grad = None if parameter.grad is None else real_view(parameter.grad, like=parameter)
         nn.utils.clip_grad_norm_(views, 1.0)
         optimizer.step()
 

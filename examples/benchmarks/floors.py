@@ -146,7 +146,7 @@ def _one_step_in_parts(run: _Run, x: Tensor, device: torch.device) -> tuple[dict
     def decode_and_compare() -> Tensor:
         return unexplained_variance(x, sae._decode(values, selection, x.shape[2:]), sae.scale, sae.basis)
 
-    for parameter in run.parameters:
+    for parameter in run.update.parameters:
         parameter.grad = None
     with RowGradients() as rows:
         spectrum = part("analysis", lambda: sae._analyse(x))
@@ -157,8 +157,8 @@ def _one_step_in_parts(run: _Run, x: Tensor, device: torch.device) -> tuple[dict
         loss = part("decoder and loss", decode_and_compare)
         part("backward", loss.backward)
     by_row = list(rows.sums())
-    factor = part("gradient norm", lambda: run._clip(by_row))
-    part("Adam", lambda: (run.optimizer.step(), run.row_optimizer.step(rows=by_row, scale=factor)))
+    factor = part("gradient norm", lambda: run.update.clip(by_row))
+    part("Adam", lambda: (run.update.optimizer.step(), run.update.row_optimizer.step(rows=by_row, scale=factor)))
     return seconds, by_row
 
 

@@ -62,6 +62,21 @@ def full_precision(method: F) -> F:
     return run  # type: ignore[return-value]
 
 
+def _without_config_names(init: F) -> F:
+    """A constructor that leaves out ``_config_name``, which zencfg 1.0 adds to a config and to each config in it, and which
+    neuralop's ``get_model`` passes on."""
+
+    def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+        items = ((name, value) for name, value in values.items() if name != "_config_name")
+        return {name: plain(value) if isinstance(value, Mapping) else value for name, value in items}
+
+    @functools.wraps(init)
+    def run(self: SAE, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **plain(kwargs))
+
+    return run  # type: ignore[return-value]
+
+
 class SAE(nn.Module, ABC):
     """Base of all sparse autoencoders on fields.
 
@@ -82,6 +97,11 @@ class SAE(nn.Module, ABC):
     n_dim: int
     mean: Tensor
     scale: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = _without_config_names(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, in_channels: int, n_concepts: int) -> None:
         super().__init__()
@@ -259,8 +279,11 @@ class SAE(nn.Module, ABC):
 
     # neuralop's BaseModel writes its own checkpoints as pickles and reads them unsafely; these take their place.
     def save_checkpoint(self, save_folder: str | Path, save_name: str) -> None:
-        """neuralop's name for :meth:`save_pretrained`: saves the folder ``save_folder/save_name``."""
+        """neuralop's name for :meth:`save_pretrained`: saves the folder ``save_folder/save_name``, and beside it the tensors
+        once more, and nothing else, as ``{save_name}_state_dict.pt``, without which neuralop's Trainer does not resume."""
         self.save_pretrained(Path(save_folder) / save_name)
+        tensors = Path(save_folder) / f"{save_name}_state_dict.pt"
+        checkpoint.write_atomically(tensors, lambda temporary: torch.save(self.state_dict(), temporary))
 
     def load_checkpoint(self, save_folder: str | Path, save_name: str, map_location: Any = None) -> None:
         """Load the tensors that :meth:`save_checkpoint` wrote into this model."""

@@ -6,77 +6,25 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
 
 from .. import checkpoint
-from ..layers.rows import RowGradient, RowGradients
+from ..layers.rows import RowGradients
 from ..layers.sparsity import Rule
 from ..models.base import SAE, SAEOutput
+from .config import TrainingConfig
 from .distributed import Mesh, Single
-from .losses import auxiliary_loss, unexplained_variance
+from .history import Meter, TrainingHistory
+from .losses import Loss, auxiliary_loss, describe_loss, per_field, unexplained_variance
 from .revival import DeadConcepts
-from .row_adam import CHUNK_BYTES, RowAdam
+from .update import Update
 
 CHECKPOINT_NAME = "training.safetensors"
-
-
-class TrainingConfig(BaseModel):
-    """How to train; plain data, checked.
-
-    Parameters
-    ----------
-    n_epochs, batch_size : int
-        Passes over the activations, and fields per step.
-    learning_rate : float
-        Peak of Adam's learning rate.
-    warmup, decay : float
-        Shares of the steps over which the rate rises from zero and, at the end, falls to zero.
-    gradient_clip : float
-        Largest norm of the whole gradient.
-    auxiliary_weight, auxiliary_k : float, int
-        Weight of the auxiliary loss, and how many dead concepts of each sample take part.
-    dead_after : int
-        A concept is dead after so many *fields* without being on.
-    gate_weight : float
-        Weight of the number of concepts on per sample, for rules with gates (JumpReLU).
-    normalize, initialize : bool
-        Whether to set the model's mean and scale from the activations, and its dictionary, before the first step.
-    seed : int
-        Of the order of the fields and the initial dictionary.
-    check_every : int
-        Steps between checks for NaN and Inf, after each of which the state is kept as the last good one where there is no
-        folder for checkpoints.
-    checkpoint_every : int
-        Steps between checkpoints, where there is a folder for them; each is checked first, and is the last good state.
-    log_every : int
-        Steps per row of the history.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
-
-    n_epochs: int = Field(10, ge=1)
-    batch_size: int = Field(16, ge=1)
-    learning_rate: float = Field(3e-3, gt=0)
-    warmup: float = Field(0.05, ge=0, le=1)
-    decay: float = Field(0.4, ge=0, le=1)
-    gradient_clip: float = Field(1.0, gt=0)
-    auxiliary_weight: float = Field(1 / 32, ge=0)
-    auxiliary_k: int = Field(16, ge=1)
-    dead_after: int = Field(400, ge=1)
-    gate_weight: float = Field(0.0, ge=0)
-    normalize: bool = True
-    initialize: bool = True
-    seed: int = 0
-    check_every: int = Field(50, ge=1)
-    checkpoint_every: int = Field(200, ge=1)
-    log_every: int = Field(10, ge=1)
 
 
 class Activations(Protocol):
@@ -87,31 +35,12 @@ class Activations(Protocol):
     def __getitem__(self, index: Any, /) -> Tensor: ...
 
 
-@dataclass
-class TrainingHistory:
-    """What happened: one row per ``log_every`` steps.
-
-    Parameters
-    ----------
-    rows : list of dict
-        step, epoch, loss, fve (of the training batches), l0, l0_local, dead_fraction, learning_rate.
-    seconds : float
-        Time spent in steps.
-    """
-
-    rows: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def __getitem__(self, name: str) -> list[float]:
-        """One column."""
-        return [row[name] for row in self.rows]
-
-
 def train(
     sae: SAE,
     activations: Activations,
     config: TrainingConfig | None = None,
     *,
+    loss: Loss | None = None,
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -130,6 +59,14 @@ def train(
         ``(N, channels, *grid)``; see :class:`Activations`.
     config : TrainingConfig, optional
         How.
+    loss : callable, optional
+        What to minimise in place of the unexplained variance (:func:`~neuralop_sae.training.losses.unexplained_variance`):
+        neuralop's ``LpLoss(d=2)`` or ``H1Loss(d=2)``, `d` being the dimensions of the grid, or any
+        ``loss(prediction, target)`` of fields ``(B, channels, *grid)`` in the units of the activations that gives one
+        number. A sum over fields is taken as the mean over them; see :func:`~neuralop_sae.training.losses.per_field`.
+        neuralop's two divide by the norm of each channel of each field,
+        so that a channel near zero outweighs the others, and weigh all points of the grid alike, on the sphere too. The
+        auxiliary loss and gates are added to it with the weights of `config`.
     checkpoint_dir : path, optional
         Folder for ``training.safetensors``: everything that a resumed run needs to go on bit for bit. That of an earlier run
         is put aside as ``training.previous.safetensors``.
@@ -149,7 +86,10 @@ def train(
     Raises
     ------
     ValueError
-        If the activations do not fit the model, hold a NaN or Inf, or the checkpoint is of another run.
+        If the activations do not fit the model, hold a NaN or Inf, the loss gives anything but one finite number with a
+        gradient, or the checkpoint is of another run: of another model, configuration, loss or number of fields.
+    TypeError
+        If the loss is no callable or gives no real tensor.
     FloatingPointError
         If the parameters become NaN or Inf. The model is left in its last good state: the last checkpoint, if there is a
         folder for them.
@@ -166,7 +106,7 @@ def train(
     1
     """
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    run = _Run(sae, activations, config or TrainingConfig(), folder, parallel or Single())
+    run = _Run(sae, activations, config or TrainingConfig(), folder, parallel, loss)
     if resume and run.checkpoint_path is not None and run.checkpoint_path.exists():
         run.load()
     else:
@@ -182,10 +122,16 @@ def save_pretrained(sae: SAE, folder: str | Path, parallel: Single) -> None:
 
 
 class _Run:
-    """One training run: model, optimiser, counters, and their state on disk."""
+    """One training run: the order of its steps, what it counts, and its state on disk."""
 
     def __init__(
-        self, sae: SAE, activations: Activations, config: TrainingConfig, folder: Path | None, parallel: Single | None = None
+        self,
+        sae: SAE,
+        activations: Activations,
+        config: TrainingConfig,
+        folder: Path | None,
+        parallel: Single | None = None,
+        loss: Loss | None = None,
     ) -> None:
         if not len(activations):
             raise ValueError("there are no activations to train on")
@@ -193,33 +139,31 @@ class _Run:
         self.parallel = parallel or Single()
         self.parallel.check(sae, len(activations), config.batch_size)
         self.device = sae.mean.device
+        self.loss = None
+        if loss is not None:
+            few = activations[torch.arange(min(4, len(activations)))].to(self.device)
+            sae.normalize(few)
+            self.loss = per_field(loss, few.to(sae.dtype))
         self.checkpoint_path = None if folder is None else folder / CHECKPOINT_NAME
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self.steps_per_epoch = math.ceil(len(activations) / config.batch_size)
         self.n_steps = self.steps_per_epoch * config.n_epochs
-        self.identity = self._identity()
+        self.identity = self._identity(loss)
         self.history = TrainingHistory()
         self.step = 0
 
     def _begin(self) -> None:
         """Take this rank's part of the model, and make what a step needs for it."""
-        rate = self.config.learning_rate
         self.parallel.shard_(self.sae)
         self.forward = self.parallel.wrap(self.sae)
         self.axes = self.sae.concept_axes()
-        self.names, self.parameters = map(list, zip(*self.sae.named_parameters(), strict=True))
-        self.views = [_real_view(parameter) for parameter in self.parameters]
-        self.optimizer = torch.optim.Adam(self.views, lr=rate, fused=True)
-        self.row_optimizer = RowAdam(self.parameters, lr=rate)
+        self.update = Update(self.sae, self.parallel, self.config.gradient_clip)
         self.dead = DeadConcepts(self.sae.n_concepts, self.config.dead_after, self.device)
 
     def prepare(self) -> None:
         """Statistics and initial dictionary from the activations, which are checked as a whole. The checkpoint of an
         earlier run in the folder is put aside."""
-        where = self.checkpoint_path
-        if where is not None and self.parallel.is_main and where.exists():
-            where.replace(where.with_stem(f"{where.stem}.previous"))
         mean, scale = channel_statistics(self.sae, self.activations, self.config.batch_size)
         if self.config.normalize:
             self.sae.fit_normalization(mean, scale)
@@ -227,12 +171,15 @@ class _Run:
             generator = torch.Generator().manual_seed(self.config.seed)
             chosen = torch.randperm(len(self.activations), generator=generator)[:64]
             self.sae.initialize_from(self.activations[chosen].to(self.device), generator)
+        where = self.checkpoint_path
+        if where is not None and self.parallel.is_main and where.exists():
+            where.replace(where.with_stem(f"{where.stem}.previous"))
         self._begin()
 
     def go(self, progress: bool) -> TrainingHistory:
         self.sae.train()
         last_good = self._keep()
-        meter = _Meter()
+        meter = Meter()
         quiet = not (progress and self.parallel.is_main)
         bar = tqdm(total=self.n_steps, initial=self.step, desc="train", unit="step", disable=quiet)
         try:
@@ -247,7 +194,7 @@ class _Run:
                     if self.step % self.config.log_every == 0 or self.step == self.n_steps:
                         self._synchronize()
                         bar.set_postfix(self._log(meter))
-                        meter = _Meter()
+                        meter = Meter()
                     every = self.config.check_every if self.checkpoint_path is None else self.config.checkpoint_every
                     if self.step % self.config.check_every == 0 or self.step % every == 0 or self.step == self.n_steps:
                         self._check_finite()
@@ -303,46 +250,22 @@ class _Run:
             order = torch.randperm(len(self.activations), generator=generator)
             yield from order.split(self.config.batch_size)[first:]
 
-    def _one_step(self, x: Tensor) -> tuple[Tensor, SAEOutput]:
+    def _one_step(self, x: Tensor) -> tuple[Tensor, Tensor, SAEOutput]:
         config, sae = self.config, self.sae
         dead = self.dead.known if config.auxiliary_weight else None
         with RowGradients() as rows:
             out = self.forward(x, dead=dead, dead_k=config.auxiliary_k)
             unexplained = unexplained_variance(x, out.reconstruction, sae.scale, out.codes.basis)
-            loss = unexplained
+            main = unexplained if self.loss is None else self.loss(out.reconstruction, x)
+            total = main
             if out.dead_reconstruction is not None:
                 residual = x - out.reconstruction
-                loss = loss + config.auxiliary_weight * auxiliary_loss(residual, out.dead_reconstruction, out.codes.basis)
+                total = total + config.auxiliary_weight * auxiliary_loss(residual, out.dead_reconstruction, out.codes.basis)
             if config.gate_weight and out.gates is not None:
-                loss = loss + config.gate_weight * out.gates.sum() / len(x)
-            self._update(loss, rows)
+                total = total + config.gate_weight * out.gates.sum() / len(x)
+            self.update.step(total, rows, config.learning_rate * self._rate())
         self.dead.update(out.codes, len(x) * self.parallel.n_data)
-        return unexplained.detach(), out
-
-    def _update(self, loss: Tensor, rows: RowGradients) -> None:
-        """One step of Adam; concepts that the batch did not use cost nothing (:class:`RowAdam`)."""
-        for parameter in self.parameters:
-            parameter.grad = None
-        loss.backward()
-        by_row = list(self.parallel.exchange_rows(rows).sums())
-        factor = self._clip(by_row)
-        for group in (*self.optimizer.param_groups, *self.row_optimizer.param_groups):
-            group["lr"] = self.config.learning_rate * self._rate()
-        self.optimizer.step()
-        self.row_optimizer.step(rows=by_row, scale=factor)
-
-    def _clip(self, by_row: list[RowGradient]) -> Tensor:
-        """Scale the whole gradients to the largest allowed norm; give the factor, which those by row still need."""
-        for parameter, view in zip(self.parameters, self.views, strict=True):
-            view.grad = None if parameter.grad is None else _real_view(parameter.grad, like=parameter)
-        gradients = [view.grad for view in self.views if view.grad is not None]
-        zero = self.sae.scale.new_zeros(())
-        shared = sum((gradient.square().sum() for gradient in gradients), zero)
-        mine = sum((gradient.square_norm(CHUNK_BYTES) for gradient in by_row), zero)
-        norm = (shared + self.parallel.sum_of_shards(mine)).sqrt()
-        factor = (self.config.gradient_clip / norm.clamp_min(1e-6)).clamp_max(1.0)
-        torch._foreach_mul_(gradients, factor)
-        return factor
+        return main.detach(), unexplained.detach(), out
 
     def _rate(self) -> float:
         config, done = self.config, self.step
@@ -350,7 +273,7 @@ class _Run:
         fall = min(1.0, (self.n_steps - done) / max(1.0, config.decay * self.n_steps))
         return rise * fall
 
-    def _log(self, meter: _Meter) -> dict[str, float]:
+    def _log(self, meter: Meter) -> dict[str, float]:
         row = meter.means(self.parallel)
         row["dead_fraction"] = self.dead_fraction
         position = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
@@ -358,9 +281,7 @@ class _Run:
         return {name: round(value, 4) for name, value in row.items()}
 
     def _check_finite(self) -> None:
-        values = [self.sae.scale.new_zeros(()), *(view.detach().sum() for view in self.views)]
-        total = torch.stack([value.to(values[0].dtype) for value in values]).sum()
-        if not self.parallel.mean_of_data(self.parallel.sum_of_shards(total)).isfinite():
+        if not self.update.is_finite():
             raise FloatingPointError(
                 f"the parameters became NaN or Inf between steps {self.step - self.config.check_every} and {self.step}; "
                 f"the model was put back to its last good state. A learning rate below {self.config.learning_rate} may help"
@@ -369,39 +290,26 @@ class _Run:
     def _state(self) -> dict[str, Tensor]:
         """Copies of all tensors that a run needs to go on."""
         state = {f"model.{name}": tensor for name, tensor in self.sae.state_dict().items()}
-        for number, view in enumerate(self.views):
-            for name, value in self.optimizer.state.get(view, {}).items():
-                state[f"optimizer.{number}.{name}"] = value
-        for number, parameter in enumerate(self.parameters):
-            for name, value in self.row_optimizer.state.get(parameter, {}).items():
-                state[f"row_optimizer.{number}.{name}"] = value
-        state |= self.dead.state()
+        state |= self.update.state() | self.dead.state()
         return {name: tensor.detach().clone() for name, tensor in state.items()}
 
     def _axes_of_state(self) -> dict[str, int]:
         """Which tensors of :meth:`_state` are divided between shards, and along which axis."""
         axes = {f"model.{name}": axis for name, axis in self.axes.items()} | dict.fromkeys(self.dead.state(), 0)
-        for number, name in enumerate(self.names):
-            if name in self.axes:
-                axes |= {f"row_optimizer.{number}.{moment}": 0 for moment in ("exp_avg", "exp_avg_sq", "steps")}
-        return axes
+        return axes | self.update.axes(self.axes)
 
     def _restore(self, state: dict[str, Tensor]) -> None:
         prefix = "model."
         self.sae.load_state_dict({name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)})
-        for number, (view, parameter) in enumerate(zip(self.views, self.parameters, strict=True)):
-            for kind, moments in (
-                ("optimizer", self.optimizer.state[view]),
-                ("row_optimizer", self.row_optimizer.state[parameter]),
-            ):
-                prefix = f"{kind}.{number}."
-                moments |= {name[len(prefix) :]: t.to(view.device) for name, t in state.items() if name.startswith(prefix)}
+        self.update.load(state)
         self.dead.load(state)
         self.dead.exist = bool(self.parallel.sum_of_shards(state["dead.known"].sum()))
 
-    def _identity(self) -> str:
+    def _identity(self, loss: Loss | None) -> str:
         """What a checkpoint must share with a run that resumes it."""
         run = {"model": type(self.sae).__name__, "arguments": self.sae.config(), "n_fields": len(self.activations)}
+        if loss is not None:
+            run["loss"] = describe_loss(loss)
         return json.dumps({**run, "config": self.config.model_dump()}, sort_keys=True)
 
     def save(self) -> None:
@@ -419,38 +327,15 @@ class _Run:
         assert self.checkpoint_path is not None
         state, header = checkpoint.read_tensors(self.checkpoint_path)
         if header.get("run") != self.identity:
+            differences = "; ".join(_differences(json.loads(header.get("run", "{}")), json.loads(self.identity)))
             raise ValueError(
-                f"{self.checkpoint_path} is of another run (model, configuration or number of fields differ); "
-                "resume with the same, or train in another folder"
+                f"{self.checkpoint_path} is of another run: {differences}. Resume with the same, or train in another folder"
             )
         self._begin()
         self._restore(self.parallel.my_state(state, self._axes_of_state()))
         progress = json.loads(header["progress"])
         self.step = progress["step"]
         self.history = TrainingHistory(progress["rows"], progress["seconds"])
-
-
-class _Meter:
-    """Means over the steps since the last row, kept on the device: no synchronisation per step."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._n = 0
-
-    def update(self, unexplained: Tensor, out: SAEOutput) -> None:
-        codes = out.codes.detach()
-        values = {"loss": unexplained, "l0": codes.l0(), "l0_local": codes.l0_local()}
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
-        self._n += 1
-
-    def means(self, parallel: Single) -> dict[str, float]:
-        """Over all ranks: shards add up their concepts, data ranks average."""
-        sums = {name: value / self._n for name, value in self._sums.items()}
-        for name in ("l0", "l0_local"):
-            sums[name] = parallel.sum_of_shards(sums[name])
-        row = {name: float(parallel.mean_of_data(value)) for name, value in sums.items()}
-        return {"loss": row["loss"], "fve": 1.0 - row["loss"], "l0": row["l0"], "l0_local": row["l0_local"]}
 
 
 def channel_statistics(sae: SAE, activations: Activations, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -469,10 +354,11 @@ def channel_statistics(sae: SAE, activations: Activations, batch_size: int) -> t
     return mean.to(sae.mean), scale.to(sae.mean)
 
 
-def _real_view(tensor: Tensor, like: Tensor | None = None) -> Tensor:
-    """The numbers of a tensor as a contiguous real tensor that shares its memory: what fused Adam runs over. Weights are
-    laid out with permuted strides; a gradient in another layout than its parameter (`like`) is copied into it."""
-    like = tensor if like is None else like
-    order = sorted(range(like.ndim), key=like.stride, reverse=True)
-    view = tensor.detach().permute(order).contiguous()
-    return torch.view_as_real(view) if view.is_complex() else view
+def _differences(saved: dict[str, Any], now: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Where two descriptions of runs differ, in words."""
+    for name in sorted(saved.keys() | now.keys()):
+        old, new = saved.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{path}{name}.")
+        elif old != new:
+            yield f"{path}{name} was {old!r}, now {new!r}"

@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+from neuralop import H1Loss
 
 import neuralop_sae as ns
 from neuralop_sae.layers import FourierBasis
@@ -42,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
         "concept_rule": {"name": "BatchTopK", "k": 4},
         "domain_rule": {"name": "TopFraction", "fraction": 0.3},
     },
+    "H1Loss": {"concept_rule": TOP},
     "trunks": {"concept_rule": TOP, "encoder": "fno_block", "decoder": "fno_block"},
     "Tucker": {"concept_rule": TOP, "model": "SAETFNO", "rank": [4, 6, 5, 3]},
     "CP": {"concept_rule": TOP, "model": "SAETFNO", "factorization": "cp", "rank": 7},
@@ -93,7 +95,8 @@ class Case:
         """Made ready for its 20 steps."""
         auxiliary_weight = ns.TrainingConfig().auxiliary_weight if self.n_data == 1 else 0.0
         sae = build(CASES[self.name], self.dtype)
-        run = _Run(sae, activations().to(self.dtype), config(auxiliary_weight=auxiliary_weight), None, mesh)
+        loss = H1Loss(d=2) if self.name == "H1Loss" else None
+        run = _Run(sae, activations().to(self.dtype), config(auxiliary_weight=auxiliary_weight), None, mesh, loss)
         run.prepare()
         return run
 

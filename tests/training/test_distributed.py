@@ -34,6 +34,7 @@ RULES = [
     "TopK, SoftLocalTopK | {} | float64",
     "All, SoftLocalTopK | {} | float64",
     "JumpReLU, SoftThreshold | {} | float64",
+    "H1Loss | {} | float64",
     "trunks | {} | float64",
     "Tucker | {} | float64",
     "Tucker | {} | float32",

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from neuralop import LpLoss
 
 from neuralop_sae import SAEFNO, BatchTopK, JumpReLU, SAEPointwise, SoftLocalTopK, TopK, TrainingConfig, train
 from neuralop_sae.checkpoint import read_tensors
@@ -72,12 +73,12 @@ def states_equal(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
-@pytest.mark.parametrize("rule", [BatchTopK(4), TopK(3), JumpReLU(0.3, 0.3)])
-def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, rule, monkeypatch):
+@pytest.mark.parametrize(("rule", "loss"), [(BatchTopK(4), None), (TopK(3), LpLoss(d=2)), (JumpReLU(0.3, 0.3), None)])
+def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, rule, loss, monkeypatch):
     acts = make_activations()
     config = CONFIG.model_copy(update={"checkpoint_every": 5, "gate_weight": 1e-3})
     whole = make_sae(concept_rule=rule)
-    expected = train(whole, acts, config, progress=False)
+    expected = train(whole, acts, config, loss=loss, progress=False)
 
     class Stop(Exception):
         pass
@@ -95,19 +96,20 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, rule, monkey
     with monkeypatch.context() as patch:
         patch.setattr(trainer._Run, "_one_step", stop_at_eight)
         with pytest.raises(Stop):
-            train(broken, acts, config, checkpoint_dir=tmp_path, progress=False)
+            train(broken, acts, config, loss=loss, checkpoint_dir=tmp_path, progress=False)
     resumed = make_sae(seed=5, concept_rule=rule)
-    history = train(resumed, acts, config, checkpoint_dir=tmp_path, resume=True, progress=False)
+    history = train(resumed, acts, config, loss=loss, checkpoint_dir=tmp_path, resume=True, progress=False)
     states_equal(whole.state_dict(), resumed.state_dict())
     assert [row["step"] for row in history.rows][-1] == expected.rows[-1]["step"]
-    assert history.rows[-1]["fve"] == expected.rows[-1]["fve"]
+    assert history["fve"][-1] == expected["fve"][-1]
+    assert history["loss"][-1] == expected["loss"][-1]
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):
     acts = make_activations()
     train(make_sae(), acts, CONFIG, checkpoint_dir=tmp_path, progress=False)
     other = CONFIG.model_copy(update={"learning_rate": 0.5})
-    with pytest.raises(ValueError, match="another run"):
+    with pytest.raises(ValueError, match=r"another run: config.learning_rate was 0.01, now 0.5\. Resume with the same"):
         train(make_sae(), acts, other, checkpoint_dir=tmp_path, resume=True, progress=False)
     tensors, header = read_tensors(tmp_path / "training.safetensors")
     assert any(name.startswith("optimizer.") for name in tensors)
