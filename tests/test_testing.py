@@ -84,6 +84,45 @@ class NoGradient(FourierBasis):
         return super().synthesis(coefficients.conj().detach().conj() + 0 * coefficients, shape)
 
 
+class RealCoefficients(FourierBasis):
+    def analysis(self, field: Tensor) -> Tensor:
+        return super().analysis(field).real
+
+
+class Mask(FourierBasis):
+    """Weights that only say which modes are held."""
+
+    def weights(self, shape: Sequence[int] | None = None, *, like: Tensor) -> Tensor:
+        return super().weights(shape, like=like) > 0
+
+
+class DetachedNothing(FourierBasis):
+    """An empty batch that a shard's backward pass would hang on."""
+
+    def analysis(self, field: Tensor) -> Tensor:
+        return super().analysis(field if len(field) else field.detach())
+
+
+class KeepsTensor(FourierBasis):
+    """Keeps a constant from its first call, whatever mode that was in."""
+
+    def analysis(self, field: Tensor) -> Tensor:
+        out = super().analysis(field)
+        self.__dict__.setdefault("_scale", torch.full(self.mode_shape, 1.0, dtype=out.dtype))
+        return out * self.__dict__["_scale"].to(out.dtype)
+
+
+class HidesArgument(FourierBasis):
+    def __init__(self, n_modes: Sequence[int], walls: bool = False) -> None:
+        super().__init__(n_modes)
+
+
+class NotPlain(FourierBasis):
+    def __init__(self, n_modes: Sequence[int], length: Any = None) -> None:
+        super().__init__(n_modes)
+        self.length = torch.ones(2)
+
+
 class BadConfig(FourierBasis):
     def config(self) -> dict[str, object]:
         return {"n_modes": [n + 1 for n in self.n_modes]}
@@ -101,6 +140,12 @@ class BadConfig(FourierBasis):
         (NearestResample, "resample"),
         (NoGradient, "gradient of synthesis"),
         (BadConfig, "config"),
+        (RealCoefficients, "^analysis on the grid .*: dtype torch.float32 instead of torch.complex64"),
+        (Mask, "^weights on the grid .*: dtype torch.bool instead of torch.float32"),
+        (DetachedNothing, "^analysis of an empty batch .* cut off"),
+        (KeepsTensor, "^a backward pass after a call in inference mode"),
+        (HidesArgument, "no attribute 'walls'; keep every constructor argument as an attribute"),
+        (NotPlain, "^basis config: .* is not plain data"),
     ],
 )
 def test_check_basis_finds(kind: type[FourierBasis], message: str) -> None:
@@ -160,6 +205,24 @@ class Amplifies(Rectify):
         return 2 * torch.relu(values)
 
 
+class SignLost(Rectify):
+    """Negative pre-codes have codes, but are estimated as if they were rectified: they would be no candidates."""
+
+    def activate(self, values: Tensor, concept: Tensor, quadrature: Tensor) -> Tensor:
+        return values.abs()
+
+
+class FloatMask(TopK):
+    def select(self, scores: Tensor) -> Tensor:
+        return super().select(scores).to(scores.dtype)
+
+
+class TensorArgument(TopK):
+    def __init__(self, k: int = 16) -> None:
+        super().__init__(k)
+        self.k = torch.tensor(k)  # type: ignore[assignment]
+
+
 class NormalisesOverRows(Rectify):
     """A statistic over all rows: not the row's own."""
 
@@ -190,6 +253,9 @@ class ObservesInEval(TopFraction):
         (ForgetsThreshold, (3,), "state dict restores"),
         (FewCandidates, (3,), "was a candidate"),
         (DropsArgument, (3,), "config|state dict"),
+        (FloatMask, (3,), "select in training mode: torch.float32"),
+        (TensorArgument, (3,), "config: .* is not plain data"),
+        (SignLost, (), "estimate: is zero for pre-codes of constant -5"),
         (Amplifies, (), "no larger than its pre-code"),
         (NormalisesOverRows, (), "rows are activated as in the dense tensor"),
         (CountsAbsent, (2,), "ignores absent concepts"),
@@ -208,14 +274,19 @@ def test_check_rule_finds(kind: Any, arguments: tuple[Any, ...], message: str) -
 
 def test_check_rule_passes_a_rule_registered_from_outside() -> None:
     @domain_rules.register("Abs")
-    class Abs(Rectify):
-        def activate(self, values: Tensor, concept: Tensor, quadrature: Tensor) -> Tensor:
-            return values.abs()
+    class Abs(SignLost):
+        def estimate(self, mean: Tensor, mean_square: Tensor) -> Tensor:
+            return mean_square
 
     try:
         check_rule(Abs())
     finally:
         del domain_rules._entries["abs"]
+
+
+def test_check_rule_says_how_to_register() -> None:
+    with pytest.raises(AssertionError, match=r"SignLost is no domain rule; .*@register_domain_rule\('SignLost'\)"):
+        check_rule(SignLost())
 
 
 class NaiveEnergies(ConceptEncoder):
@@ -262,6 +333,16 @@ class SkiplessNorms(ConceptDecoder):
 def test_check_concept_layer_finds(encoder: Any, decoder: Any, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_concept_layer(encoder(3, 6, (5, 4)), decoder(3, 6, (5, 4)))
+
+
+def test_check_concept_layer_names_the_weight_and_the_bias() -> None:
+    encoder, decoder = ConceptEncoder(3, 6, (5, 4)), ConceptDecoder(3, 6, (5, 4))
+    decoder.conv.bias = torch.nn.Parameter(decoder.conv.bias.detach().flatten())
+    with pytest.raises(AssertionError, match=r"^bias of SpectralConv: shape \(3,\) instead of \(3, 1, 1\)"):
+        check_concept_layer(encoder, decoder)
+    encoder.conv.weight = torch.nn.Parameter(torch.zeros(6, 3, 5, 3))
+    with pytest.raises(AssertionError, match=r"^weight of SpectralConv: shape \(6, 3, 5, 3\) instead of \(3, 6, 5, 3\)"):
+        check_concept_layer(encoder, decoder)
 
 
 class Unselected(SAEFNO, name="test_unselected"):  # type: ignore[call-arg]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ..layers.basis import SpectralBasis
+from . import mollweide
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,47 +66,73 @@ def plane(values: Tensor) -> Tensor:
     return values[len(values) // 2] if values.ndim == 3 else values
 
 
-def draw_field(axes: Axes, values: Tensor, scale: ColorScale, background: Tensor | None = None) -> Any:
-    """Draw a field ``(*grid)``, with contours of a second one; returns the image, None for a line."""
-    shown = plane(values).double().numpy()
+def draw_field(
+    axes: Axes, values: Tensor, scale: ColorScale, basis: SpectralBasis | None = None, background: Tensor | None = None
+) -> Any:
+    """Draw a field ``(*grid)``, with contours of a second one; returns the image, None for a line. A basis on the sphere makes
+    it a map of the globe."""
+    shown = plane(values).double()
     if shown.ndim == 1:
         _draw_line(axes, shown, scale, background)
         return None
-    ratio = shown.shape[0] / shown.shape[1]
-    image = axes.imshow(
-        shown,
-        cmap=scale.cmap,
-        vmin=scale.low,
-        vmax=scale.high,
-        extent=(0, 1, 1, 0),
-        aspect=ratio,
-        interpolation="none",
-    )
-    axes.set_xticks([])
-    axes.set_yticks([])
+    image = draw_image(axes, shown, basis, cmap=scale.cmap, vmin=scale.low, vmax=scale.high)
     if background is not None:
-        draw_contours(axes, background, "white" if scale.cmap == "viridis" else "black")
+        draw_contours(axes, background, "white" if scale.cmap == "viridis" else "black", basis)
     return image
 
 
-def draw_contours(axes: Axes, field: Tensor, color: str) -> None:
+def draw_image(axes: Axes, values: Tensor, basis: SpectralBasis | None, **style: Any) -> Any:
+    """Draw values ``(rows, columns)``, one colour per cell of the grid."""
+    axes.set(xticks=[], yticks=[])
+    colatitudes = _colatitudes(basis, values.shape)
+    if colatitudes is None:
+        ratio = values.shape[0] / values.shape[1] if len(values) > 1 else 0.3
+        return axes.imshow(values.numpy(), extent=(0, 1, 1, 0), aspect=ratio, interpolation="none", **style)
+    pixels = mollweide.pixels(values, colatitudes).numpy()
+    image = axes.imshow(pixels, extent=mollweide.EXTENT, interpolation="none", **style)
+    mollweide.draw_graticule(axes, GREY)
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def draw_contours(axes: Axes, field: Tensor, color: str, basis: SpectralBasis | None = None) -> None:
     """Contours of a field ``(*grid)`` of two or three dimensions over a map that :func:`draw_field` drew."""
     shown = plane(field).double()
     levels = contour_levels(shown)
-    if levels:
-        at = [[(i + 0.5) / n for i in range(n)] for n in shown.shape]
-        axes.contour(at[1], at[0], shown.numpy(), levels=levels, colors=color, linewidths=0.7, alpha=0.75)
-        axes.set(xlim=(0, 1), ylim=(1, 0))
+    if not levels:
+        return
+    colatitudes = _colatitudes(basis, shown.shape)
+    if colatitudes is None:
+        y, x = (torch.arange(n).add(0.5) / n for n in shown.shape)
+    else:
+        x, y, shown = mollweide.contour_grid(shown, colatitudes)
+    limits = axes.axis()
+    axes.contour(x.numpy(), y.numpy(), shown.numpy(), levels=levels, colors=color, linewidths=0.7, alpha=0.75)
+    axes.axis(limits)
 
 
-def _draw_line(axes: Axes, shown: Any, scale: ColorScale, background: Tensor | None) -> None:
+def aspect_of(shape: Sequence[int], basis: SpectralBasis | None = None) -> float:
+    """Height over width of a field's picture."""
+    if len(shape) == 1:
+        return 0.6
+    if _colatitudes(basis, shape) is not None:
+        return 0.5
+    return min(max(shape[-2] / shape[-1], 0.25), 4.0)
+
+
+def _colatitudes(basis: SpectralBasis | None, shape: Sequence[int]) -> Tensor | None:
+    """Of the rows of a grid on the sphere; None on other domains."""
+    return None if basis is None or len(shape) != 2 else basis.colatitudes(shape[0])
+
+
+def _draw_line(axes: Axes, shown: Tensor, scale: ColorScale, background: Tensor | None) -> None:
     at = [i / len(shown) for i in range(len(shown))]
     if background is not None:
         over = plane(background).double()
         spread = (over.max() - over.min()).clamp_min(1e-12)
         over = scale.low + (over - over.min()) / spread * (scale.high - scale.low)
         axes.plot([i / len(over) for i in range(len(over))], over.numpy(), color=GREY, linewidth=0.8)
-    axes.plot(at, shown, color=PALETTE[0], linewidth=1.3)
+    axes.plot(at, shown.numpy(), color=PALETTE[0], linewidth=1.3)
     margin = 0.05 * (scale.high - scale.low)
     axes.set(xlim=(0, 1), ylim=(scale.low - margin, scale.high + margin), xticks=[0, 0.5, 1])
 
@@ -115,14 +145,21 @@ def contour_levels(field: Tensor) -> list[float]:
     return sorted(set(torch.quantile(values, values.new_tensor([0.25, 0.5, 0.75])).tolist()))
 
 
-def subplots(n_rows: int, n_columns: int, width: float = 2.0, height: float = 2.0) -> tuple[Figure, Any]:
-    """A figure with ``(n_rows, n_columns)`` axes of a size in inches, in the style of this package."""
-    from matplotlib.figure import Figure
+def subplots(n_rows: int, n_columns: int, width: float = 2.0, height: float = 2.0, aspect: float = 1.0) -> tuple[Figure, Any]:
+    """A figure with ``(n_rows, n_columns)`` axes, in the style of this package.
 
-    figure = Figure(figsize=(n_columns * width + 0.8, n_rows * height + 0.3), layout="constrained", facecolor="white")
+    Each has `width` by `height` inches for a square picture and its text. Where the picture's height is only `aspect` of its
+    width, axes are up to half as wide again and lower.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    wide = width * min(max(0.75 / aspect, 1.0), 1.5)
+    size = (n_columns * wide + 0.8, n_rows * (wide * min(aspect, 1.0) + height - width) + 0.3)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08), facecolor="white")
     axes = figure.subplots(n_rows, n_columns, squeeze=False)
     for ax in axes.flat:
-        ax.tick_params(colors=INK, labelsize=8)
+        ax.tick_params(which="both", colors=INK, labelsize=8)
         ax.title.set(fontsize=9, color=INK)
         for label in (ax.xaxis.label, ax.yaxis.label):
             label.set(fontsize=9, color=INK)

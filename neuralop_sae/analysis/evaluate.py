@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..attach.capture import eval_mode
 from ..codes import ConceptCodes
-from ..layers.basis import SpectralBasis
 from ..metrics import FieldStatistics, energy_quantile_count, usage_entropy
 from ..models.base import SAE
 
@@ -100,7 +97,7 @@ def code_consistency(sae: SAE, coarse: Tensor, fine: Tensor, *, batch_size: int 
     """Do codes mean the same on another grid? Codes of the same samples at two resolutions, compared on the coarse grid.
 
     Where the fine grid contains the coarse one (whole ratios), fine codes are read off at the shared points; otherwise
-    they are resampled. Codes count everywhere, zeros included.
+    they are resampled. Codes count everywhere, zeros included, by the quadrature of the coarse grid: on a sphere by area.
 
     Parameters
     ----------
@@ -118,27 +115,20 @@ def code_consistency(sae: SAE, coarse: Tensor, fine: Tensor, *, batch_size: int 
     """
     if len(coarse) != len(fine):
         raise ValueError(f"the same samples on two grids are needed, got {len(coarse)} and {len(fine)}")
-    sums = torch.zeros(6, dtype=torch.float64)
-    both = either = 0
+    sums = torch.zeros(8, dtype=torch.float64)
     with eval_mode(sae):
         for low, high in zip(coarse.split(batch_size), fine.split(batch_size), strict=True):
             a = sae.encode(low.to(sae.mean.device))
-            b = restrict(sae.encode(high.to(sae.mean.device)).to_dense(), a.grid, sae.basis)
+            b = a.basis.restrict(sae.encode(high.to(sae.mean.device)).to_dense(), a.grid)
             x, y = a.to_dense().double(), b.double()
-            moments = [torch.ones_like(x), x, y, x * x, y * y, x * y]
-            sums += torch.stack([moment.sum() for moment in moments]).cpu()
-            both += int(((x != 0) & (y != 0)).sum())
-            either += int(((x != 0) | (y != 0)).sum())
-    n, x, y, xx, yy, xy = sums.tolist()
+            area = a.basis.quadrature(a.grid, like=x)
+            both, either = ((x != 0) & (y != 0)).double(), ((x != 0) | (y != 0)).double()
+            moments = [torch.ones_like(x), x, y, x * x, y * y, x * y, both, either]
+            sums += torch.stack([(area * moment).sum() for moment in moments]).cpu()
+    n, x, y, xx, yy, xy, both, either = sums.tolist()
     deviation = ((xx - x * x / n) * (yy - y * y / n)) ** 0.5
     return {
         "code_consistency": (xy - x * y / n) / deviation if deviation else float("nan"),
         "code_relative_l2": (max(xx + yy - 2 * xy, 0.0) / xx) ** 0.5 if xx else float("nan"),
         "code_support_iou": both / either if either else 1.0,
     }
-
-
-def restrict(fine: Tensor, grid: Sequence[int], basis: SpectralBasis) -> Tensor:
-    """A field ``(..., *fine_grid)`` on a coarser grid: read off at the shared points where the fine grid contains the
-    coarse one (whole ratios), resampled otherwise."""
-    return basis.restrict(fine, grid)

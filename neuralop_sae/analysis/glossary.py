@@ -68,7 +68,7 @@ MEANINGS = {
         _SPARSITY,
         "Concepts per point",
         False,
-        "How many concepts are expressed at a point of the domain, on average.",
+        "How many concepts are expressed at a point, on average over the domain's area.",
     ),
     "area_fraction": Meaning(
         _SPARSITY,

@@ -17,12 +17,10 @@ from torch import Tensor
 
 from ..attach.capture import eval_mode
 from ..codes import ConceptCodes
-from ..layers.fourier import FourierBasis
 from ..models.base import SAE
 from . import figures
-from .drawing import INK, PALETTE, ColorScale
+from .drawing import INK, PALETTE, ColorScale, aspect_of
 from .summaries import (
-    AtomSpectra,
     ConceptSummary,
     atom_spectra,
     code_of,
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
 
 _MAX_ROWS = 4096
 _CHUNK = 256
-_WIDE = ("fields", "territory", "history")
+_WIDE = 9.0  # inches; wider figures get the page's full width
 
 
 def percent(value: float) -> str:
@@ -65,7 +63,8 @@ def _svg(figure: Figure, *, transparent: bool = True) -> str:
     settings: dict[Any, Any] = {"svg.hashsalt": "neuralop_sae", "svg.fonttype": "none", "savefig.dpi": 110}
     with matplotlib.rc_context(settings):
         figure.savefig(buffer, format="svg", transparent=transparent, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
+    # Hundredths of a point are enough for lines.
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), buffer.getvalue())
     return re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
 
 
@@ -135,6 +134,11 @@ class Page:
         """The grid of the activations."""
         return tuple(self.activations.shape[2:])
 
+    @property
+    def aspect(self) -> float:
+        """Height over width of a map."""
+        return aspect_of(self.grid, self.sae.basis)
+
     def facts(self) -> list[tuple[str, str]]:
         """What was analysed, for the head of the page."""
         alive = int((self.summary.frequency > 0).sum())
@@ -155,15 +159,11 @@ class Page:
                 facts.append((name, f"{rule.get('name')}({arguments})"))
         return facts
 
-    def _spectra(self, concepts: Sequence[int]) -> AtomSpectra:
-        basis = self.sae.basis
-        return atom_spectra(self.sae, concepts, None if isinstance(basis, FourierBasis) else self.grid)
-
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """The table: one row per concept, strongest first."""
         order = rank_energy(self.summary.energy, min(self.sae.n_concepts, _MAX_ROWS))[0]
-        parts = [self._spectra(chunk.tolist()).dominant() for chunk in order.split(_CHUNK)]
+        parts = [atom_spectra(self.sae, chunk).dominant() for chunk in order.split(_CHUNK)]
         largest = float(self.summary.share.max()) or 1.0
         return [
             {
@@ -202,13 +202,12 @@ class Page:
         rests = (
             leading_components(self.sae, self.shown, self.grid, pointwise=False)[0] if has_pointwise_part(self.sae) else None
         )
-        shape = None if isinstance(self.sae.basis, FourierBasis) else self.grid
         for position, (concept, atom, share) in enumerate(zip(self.shown, atoms, held.tolist(), strict=True)):
             peak = float(atom.abs().max()) or 1.0
-            spectrum = figures.spectra_figure(self.sae, [concept], shape)
+            spectrum = figures.spectra_figure(self.sae, [concept])
             yield {
                 **rows[concept],
-                "atom": data_uri(figures.field_image(atom, ColorScale("RdBu_r", -peak, peak))),
+                "atom": data_uri(figures.field_image(atom, ColorScale("RdBu_r", -peak, peak), self.sae.basis)),
                 "atom_share": share,
                 "atom_peak": peak,
                 **({} if rests is None else self._rest(rests[position])),
@@ -218,7 +217,8 @@ class Page:
 
     def _rest(self, rest: Tensor) -> dict[str, Any]:
         peak = float(rest.abs().max()) or 1.0
-        return {"rest": data_uri(figures.field_image(rest, ColorScale("RdBu_r", -peak, peak))), "rest_peak": peak}
+        image = figures.field_image(rest, ColorScale("RdBu_r", -peak, peak), self.sae.basis)
+        return {"rest": data_uri(image), "rest_peak": peak}
 
     def _maps(self, concept: int) -> dict[str, Any]:
         samples, codes = self._strongest
@@ -236,7 +236,7 @@ class Page:
                 {
                     "sample": sample,
                     "norm": float(norm),
-                    "image": data_uri(figures.field_image(code, scale, self._background(sample))),
+                    "image": data_uri(figures.field_image(code, scale, codes.basis, self._background(sample))),
                 }
                 for sample, norm, code in zip(chosen, norms.tolist(), maps, strict=False)
             ],
@@ -248,18 +248,18 @@ class Page:
         """Figures with title and caption."""
         for key, title, caption, figure in self._overview_figures(history, high_resolution):
             svg = inline_svg(figure, f"{title}. {caption}", f"overview-{key}")
-            yield {"key": key, "title": title, "caption": caption, "svg": svg, "wide": key in _WIDE}
+            yield {"key": key, "title": title, "caption": caption, "svg": svg, "wide": figure.get_figwidth() > _WIDE}
 
     def _overview_figures(
         self, history: Sequence[Mapping[str, Any]] | None, high_resolution: Tensor | None
     ) -> Iterator[tuple[str, str, str, Figure]]:
         x, rebuilt, codes = self._first_samples()
-        samples, n_dim = list(range(len(x))), len(self.grid)
+        samples, basis = list(range(len(x))), self.sae.basis
         fields = {} if self.inputs is None else {"input, channel 0": self.inputs[0, 0]}
         fields |= {"activation": x[0], "reconstruction": rebuilt[0]}
         shared = [("activation", "reconstruction")]
-        figure = figures.fields_figure(fields, n_dim=n_dim, shared=shared)
-        yield "fields", "The layer and its copy", "Sample 0, in the units of the activations.", figure
+        figure = figures.fields_figure(fields, basis=basis, shared=shared)
+        yield "fields", "The layer and its copy", "Sample 0, in the units in which the fields came.", figure
         if self.shown:
             # The strongest of these samples: those of the whole set may be off in them.
             local = strongest_concepts(codes, self.sae, len(PALETTE))[0].tolist()
@@ -267,14 +267,10 @@ class Page:
             yield "territory", "Who writes where", _TERRITORY, figure
         figure = figures.usage_figure(self.summary.frequency, self.summary.share)
         yield "usage", "How the dictionary is used", _USAGE, figure
-        if len(self.shown) > 1 and isinstance(self.sae.basis, FourierBasis):
-            yield (
-                "spectra",
-                "What concepts do to scales",
-                _SPECTRA,
-                figures.spectra_figure(self.sae, self.shown),
-            )
-        figure = figures.reconstruction_figure(x, rebuilt, 0)
+        if len(self.shown) > 1:
+            caption = _SPECTRA.format(basis.wavenumber_label)
+            yield "spectra", "What concepts do to scales", caption, figures.spectra_figure(self.sae, self.shown)
+        figure = figures.reconstruction_figure(x, rebuilt, basis=basis)
         yield "channels", "Channel by channel", "Sample 0, the channels that vary most.", figure
         if high_resolution is not None and self.shown:
             low = codes_of_samples(self.sae, self.activations, [0])
@@ -303,7 +299,7 @@ _TERRITORY = (
 )
 _USAGE = "Left: how often each concept is on. Right: how few concepts carry most of the energy."
 _SPECTRA = (
-    "Energy of each atom by wavenumber, relative to an impulse: white copies the code as it is, red "
-    "strengthens and blue weakens that scale."
+    "Energy of each atom by {}, relative to an impulse: 1 copies the code as it is, more strengthens and less weakens "
+    "that scale."
 )
 _RESOLUTION = "Sample 0 on two grids, and value against value: on the diagonal, resolution does not matter."

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ..attach.capture import eval_mode
 from ..codes import ConceptCodes, concatenate
-from ..layers.basis import SpectralBasis
-from ..layers.fourier import FourierBasis
 from ..metrics import FieldStatistics, energy_quantile_count
 from ..models.base import SAE
 from ..models.spectral import SpectralSAE
@@ -91,27 +89,27 @@ def leading_components(
 
 @dataclass(frozen=True)
 class AtomSpectra:
-    """Energy of atoms by wavenumber.
+    """Energy of atoms by wavenumber, or by what takes its place in the model's basis: the degree on a sphere.
 
     Parameters
     ----------
     wavenumbers : Tensor
-        ``(s,)``: radial wavenumber of each shell, in cycles per domain; the degree l on a sphere.
+        ``(s,)``: number of each shell, in what the basis calls its ``wavenumber_label``.
     energy : Tensor
         ``(n, s)`` in float64. Where the grid holds all modes a row sums to the square of the kernel's norm.
-    modes : Tensor
-        ``(s,)``: energy of an impulse whose coefficients are all one: the number of modes in each shell.
+    impulse : Tensor
+        ``(s,)``: energy of the unit impulse in each shell.
     """
 
     wavenumbers: Tensor
     energy: Tensor
-    modes: Tensor
+    impulse: Tensor
 
     def gain(self) -> Tensor:
         """Energy in each shell relative to that of a unit impulse of the atom's norm, ``(n, s)``: ones for
         a concept that only copies its code from point to point."""
         tiny = torch.finfo(self.energy.dtype).tiny
-        return self.energy / self.energy.sum(1, keepdim=True).clamp_min(tiny) * self.modes.sum() / self.modes
+        return self.energy / self.energy.sum(1, keepdim=True).clamp_min(tiny) * self.impulse.sum() / self.impulse
 
     def dominant(self) -> Tensor:
         """The wavenumber at which each concept responds most, energy counted per mode, ``(n,)``."""
@@ -130,20 +128,17 @@ def atom_spectra(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[int
     shape : sequence of int, optional
         Grid on which the atoms are evaluated. By default the smallest that holds all modes.
     """
-    own = sae.basis
-    shape = own.smallest_grid() if shape is None else shape
-    basis = own
-    if isinstance(basis, FourierBasis):
-        basis = FourierBasis([2 * ((n - 1) // 2) + 1 for n in shape])
+    shape = sae.basis.smallest_grid() if shape is None else shape
+    basis = sae.basis.resolved_by(shape)
     written = sae.atoms(concepts, shape).detach().cpu().double()
-    impulse = own.synthesis(torch.ones(own.mode_shape, dtype=torch.complex128), shape)
-    shells = _shells(basis)
-    energy, modes = (
+    impulse = sae.basis.synthesis(sae.basis.impulse(like=written), shape)
+    shells = basis.wavenumbers().round().long()
+    energy, unit = (
         _by_shell(basis.weights(shape, like=field) * basis.analysis(field).abs().square(), shells)
         for field in (written, impulse)
     )
-    held = modes > 1e-9 * modes.max()
-    return AtomSpectra(torch.arange(len(modes))[held], energy.sum(1)[:, held], modes[held])
+    held = unit > 1e-9 * unit.max()
+    return AtomSpectra(torch.arange(len(unit))[held], energy.sum(1)[:, held], unit[held])
 
 
 def _by_shell(power: Tensor, shells: Tensor) -> Tensor:
@@ -152,21 +147,10 @@ def _by_shell(power: Tensor, shells: Tensor) -> Tensor:
     return flat.new_zeros(*flat.shape[:-1], int(shells.max()) + 1).index_add(-1, shells.flatten(), flat)
 
 
-def _shells(basis: SpectralBasis) -> Tensor:
-    """Wavenumber of each coefficient, rounded, ``(*mode_shape)``: radial, or the degree on a sphere."""
-    return basis.wavenumbers().round().long()
-
-
 def code_of(codes: ConceptCodes, concept: int, sample: int) -> Tensor | None:
     """The code ``(*code_grid)`` of one concept in one sample; None if it is off."""
     rows = ((codes.concept == concept) & (codes.sample == sample)).nonzero()[:, 0]
     return codes.values[rows[0]].detach().cpu() if len(rows) else None
-
-
-def on_grid_of(fine: Tensor, coarse: ConceptCodes) -> Tensor:
-    """A code ``(*fine_grid)`` at the points of coarser codes: sub-sampled if the grids nest, else
-    resampled."""
-    return coarse.basis.restrict(fine, coarse.grid)
 
 
 def dominant_concepts(codes: ConceptCodes, sae: SAE, named: Sequence[int], sample: int) -> Tensor:

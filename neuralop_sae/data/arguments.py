@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
+from typing import TypeVar
 
-__all__ = ["at_least", "positive", "whole_steps"]
+__all__ = ["at_least", "distinct", "positive", "whole_steps"]
+
+T = TypeVar("T", int, tuple[int, int])
 
 
 def at_least(name: str, value: int, low: int) -> int:
@@ -22,6 +26,20 @@ def at_least(name: str, value: int, low: int) -> int:
     if number < low:
         raise ValueError(f"{name} is {number}; it must be an integer of at least {low}.")
     return number
+
+
+def distinct(name: str, values: Iterable[T], example: str) -> list[T]:
+    """The values, ascending and each once.
+
+    Raises
+    ------
+    ValueError
+        If there are none; the message shows an `example`.
+    """
+    found = sorted(set(values))
+    if not found:
+        raise ValueError(f"{name} is empty; name at least one, such as {example}.")
+    return found
 
 
 def positive(name: str, value: float, *, zero: bool = False) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -14,7 +15,12 @@ from torch import Tensor
 
 from ..checkpoint import check_writable, write_atomically
 
-__all__ = ["cached_tensors"]
+__all__ = ["cache_file", "cached_tensors"]
+
+
+def cache_file(cache_dir: str | os.PathLike[str] | None, name: str) -> Path | None:
+    """The file `name`.safetensors of a folder; None where there is no folder to cache in."""
+    return None if cache_dir is None else Path(cache_dir) / f"{name}.safetensors"
 
 
 def cached_tensors(
@@ -28,7 +34,7 @@ def cached_tensors(
     Parameters
     ----------
     path : pathlib.Path or None
-        The file; its folder is made if missing. None: no file, always made.
+        The file, as `cache_file` names it; its folder is made if missing. None: no file, always made.
     shapes : mapping of str to tuple of int
         The tensors expected, by name. A file with others counts as damaged, and is made anew with a warning.
     make : callable

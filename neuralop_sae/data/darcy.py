@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .arguments import at_least
-from .cache import cached_tensors
+from .arguments import at_least, distinct
+from .cache import cache_file, cached_tensors
 
 __all__ = ["DarcySplit", "darcy_flow", "darcy_matrix", "gaussian_field", "load_darcy", "solve_darcy"]
 
@@ -276,13 +276,11 @@ def darcy_flow(
     n_samples = at_least("n_samples", n_samples, 1)
     seed = at_least("seed", seed, 0)
     grids, solver = _nested_grids(resolutions, solver_resolution)
-    path = None
-    if cache_dir is not None:
-        path = Path(cache_dir) / (
-            f"darcy_v{CACHE_FORMAT}_n{n_samples}_r{'-'.join(map(str, grids))}_solver{solver}_seed{seed}"
-            f"_alpha{ALPHA:g}_tau{TAU:g}_modes{N_MODES}_a{COEFFICIENT_LOW:g}-{COEFFICIENT_HIGH:g}"
-            f"_rtol{SOLVER_RTOL:g}.safetensors"
-        )
+    path = cache_file(
+        cache_dir,
+        f"darcy_v{CACHE_FORMAT}_n{n_samples}_r{'-'.join(map(str, grids))}_solver{solver}_seed{seed}"
+        f"_alpha{ALPHA:g}_tau{TAU:g}_modes{N_MODES}_a{COEFFICIENT_LOW:g}-{COEFFICIENT_HIGH:g}_rtol{SOLVER_RTOL:g}",
+    )
     shapes = {f"{name}_{n}": (n_samples, 1, n, n) for n in grids for name in "xy"}
     tensors = cached_tensors(path, shapes, lambda: _sample(n_samples, seed, grids, solver, progress))
     return {n: DarcySplit(tensors[f"x_{n}"], tensors[f"y_{n}"]) for n in grids}
@@ -302,9 +300,7 @@ def _sample(n_samples: int, seed: int, grids: list[int], solver: int, progress: 
 
 
 def _nested_grids(resolutions: Sequence[int], solver_resolution: int | None) -> tuple[list[int], int]:
-    grids = sorted({at_least("each resolution", n, 1) for n in resolutions})
-    if not grids:
-        raise ValueError("resolutions is empty; name at least one, such as (48, 96).")
+    grids = distinct("resolutions", (at_least("each resolution", n, 1) for n in resolutions), "(48, 96)")
     solver = at_least("solver_resolution", grids[-1] if solver_resolution is None else solver_resolution, 3)
     wrong = [n for n in grids if solver % n]
     if wrong:

@@ -18,14 +18,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import scipy.fft
 import torch
 from torch import Tensor
 
-from .arguments import at_least, positive
+from .arguments import at_least, distinct, positive
+from .cache import cache_file
 from .trajectories import Schedule, TrajectorySplit, generate, sample_seed
 from .vorticity import VorticitySolver, kolmogorov_forcing
 
@@ -155,13 +155,12 @@ def kolmogorov_flow(
     reynolds, drag = positive("reynolds", reynolds), positive("drag", drag, zero=True)
     schedule = Schedule.of_times(n_pairs, lead_time, interval, spin_up, time_step)
     grids = _checked_grids(resolutions, max_wavenumber)
-    path = None
-    if cache_dir is not None:
-        path = Path(cache_dir) / (
-            f"kolmogorov_v{CACHE_FORMAT}_n{n_trajectories}_r{'-'.join(map(str, grids))}_k{max_wavenumber}"
-            f"_re{reynolds!r}_drag{drag!r}_force{forcing_wavenumber}_pairs{schedule.n_pairs}"
-            f"_steps{schedule.spin_up}-{schedule.interval}-{schedule.lead}_dt{float(time_step)!r}_seed{seed}.safetensors"
-        )
+    path = cache_file(
+        cache_dir,
+        f"kolmogorov_v{CACHE_FORMAT}_n{n_trajectories}_r{'-'.join(map(str, grids))}_k{max_wavenumber}"
+        f"_re{reynolds!r}_drag{drag!r}_force{forcing_wavenumber}_pairs{schedule.n_pairs}"
+        f"_steps{schedule.spin_up}-{schedule.interval}-{schedule.lead}_dt{float(time_step)!r}_seed{seed}",
+    )
     resolution = scipy.fft.next_fast_len(3 * max_wavenumber + 1, real=True)
     forcing = kolmogorov_forcing(resolution, forcing_wavenumber)
     flow = _PlaneFlow(
@@ -171,9 +170,7 @@ def kolmogorov_flow(
 
 
 def _checked_grids(resolutions: Sequence[int], max_wavenumber: int) -> list[int]:
-    grids = sorted({at_least("each resolution", n, 2) for n in resolutions})
-    if not grids:
-        raise ValueError("resolutions is empty; name at least one, such as (64, 128).")
+    grids = distinct("resolutions", (at_least("each resolution", n, 2) for n in resolutions), "(64, 128)")
     if grids[0] <= 2 * max_wavenumber:
         raise ValueError(
             f"a grid of {grids[0]} points per side cannot show wavenumbers up to {max_wavenumber}: pass at least "

@@ -20,14 +20,15 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch_harmonics import InverseRealSHT
 from torch_harmonics.examples import ShallowWaterSolver
 
-from .arguments import at_least, positive
+from ..layers.spherical import SphericalBasis
+from .arguments import at_least, distinct, positive
+from .cache import cache_file
 from .trajectories import Schedule, TrajectorySplit, generate, sample_seed
 
 __all__ = ["SphereSolver", "balanced", "shallow_water"]
@@ -35,8 +36,6 @@ __all__ = ["SphereSolver", "balanced", "shallow_water"]
 CACHE_FORMAT = 1  # raise it whenever the same parameters give other numbers or the layout changes
 #: Root mean square speed in m/s of the random part of an initial state.
 WIND_SPEEDS = {"random": 20.0, "galewsky": 2.0}
-#: Most degrees that the quadrature of nlat latitudes keeps apart exactly.
-DEGREES = {"equiangular": lambda nlat: (nlat + 1) // 2, "legendre-gauss": lambda nlat: nlat, "lobatto": lambda nlat: nlat - 1}
 
 
 class SphereSolver(ShallowWaterSolver):
@@ -265,27 +264,24 @@ def shallow_water(
     wind_speed = positive("wind_speed", WIND_SPEEDS[initial] if wind_speed is None else wind_speed)
     schedule = Schedule.of_times(n_pairs, lead_time, interval, spin_up, time_step)
     sizes = _checked_grids(resolutions, grid, at_least("lmax", lmax, 3))
-    path = None
-    if cache_dir is not None:
-        path = Path(cache_dir) / (
-            f"shallow-water_v{CACHE_FORMAT}_n{n_trajectories}_r{'-'.join(f'{a}x{b}' for a, b in sizes)}_{grid}_lmax{lmax}"
-            f"_{initial}{wind_speed!r}_pairs{schedule.n_pairs}_steps{schedule.spin_up}-{schedule.interval}-{schedule.lead}"
-            f"_dt{float(time_step)!r}_seed{seed}.safetensors"
-        )
+    path = cache_file(
+        cache_dir,
+        f"shallow-water_v{CACHE_FORMAT}_n{n_trajectories}_r{'-'.join(f'{a}x{b}' for a, b in sizes)}_{grid}_lmax{lmax}"
+        f"_{initial}{wind_speed!r}_pairs{schedule.n_pairs}_steps{schedule.spin_up}-{schedule.interval}-{schedule.lead}"
+        f"_dt{float(time_step)!r}_seed{seed}",
+    )
     flow = _SphereFlow(SphereSolver(lmax, 3600 * time_step), initial, wind_speed, seed, grid)
     return generate(flow, n_trajectories, schedule, {size: size for size in sizes}, path=path, progress=progress)
 
 
 def _checked_grids(resolutions: Sequence[tuple[int, int]], grid: str, lmax: int) -> list[tuple[int, int]]:
-    if grid not in DEGREES:
-        raise ValueError(f"grid is {grid!r}; it must be one of {', '.join(map(repr, DEGREES))}.")
-    sizes = sorted({(at_least("nlat", nlat, 2), at_least("nlon", nlon, 2)) for nlat, nlon in resolutions})
-    if not sizes:
-        raise ValueError("resolutions is empty; name at least one, such as ((33, 64), (65, 128)).")
+    pairs = ((at_least("nlat", nlat, 2), at_least("nlon", nlon, 2)) for nlat, nlon in resolutions)
+    sizes = distinct("resolutions", pairs, "((33, 64), (65, 128))")
+    sphere = SphericalBasis((1, 2), grid)
     for nlat, nlon in sizes:
-        held = min(DEGREES[grid](nlat), (nlon + 1) // 2)
+        held = sphere.resolved_by((nlat, nlon)).mode_shape[0]
         if held < lmax:
-            enough = next(n for n in range(2, 2 * lmax + 1) if DEGREES[grid](n) >= lmax)
+            enough = SphericalBasis((lmax, 2 * lmax), grid).smallest_grid()[0]
             raise ValueError(
                 f"the {grid} grid of {nlat} x {nlon} points holds degrees below {held} exactly, but lmax is {lmax}: pass "
                 f"lmax={held} or less, or at least {enough} latitudes by {2 * lmax - 1} longitudes."

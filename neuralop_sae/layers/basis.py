@@ -53,8 +53,8 @@ class SpectralBasis(ABC):
 
     Subclasses take `n_modes` in their constructor, set :attr:`n_dim` and :attr:`mode_shape`, and give :meth:`analysis`,
     :meth:`synthesis`, :meth:`weights` and :meth:`quadrature`. The other methods have general forms here; a basis that knows
-    better replaces them: :meth:`pairing` in closed form, :meth:`resample` beyond its own modes, :meth:`wavenumbers`,
-    :meth:`impulse`, :meth:`shared_points`, :meth:`smallest_grid`.
+    better replaces them: :meth:`pairing` in closed form, :meth:`resample` and :meth:`resolved_by` beyond its own modes,
+    :meth:`wavenumbers`, :meth:`impulse`, :meth:`shared_points`, :meth:`smallest_grid`, :meth:`colatitudes`.
 
     Attributes
     ----------
@@ -65,11 +65,14 @@ class SpectralBasis(ABC):
     equivariant : bool
         Whether multiplying coefficients commutes with translations, so that a concept's atom is the same function wherever
         it is put.
+    wavenumber_label : str
+        What :meth:`wavenumbers` counts, with its unit: the axis of a spectrum.
     """
 
     n_dim: int
     mode_shape: tuple[int, ...]
     equivariant: bool = False
+    wavenumber_label: str = "mode number"
 
     @abstractmethod
     def analysis(self, field: Tensor) -> Tensor:
@@ -125,6 +128,16 @@ class SpectralBasis(ABC):
     def smallest_grid(self) -> tuple[int, ...]:
         """A grid that holds all modes, in as few points as is known."""
         return tuple(2 * size + 1 for size in self.mode_shape)
+
+    def resolved_by(self, shape: Sequence[int]) -> SpectralBasis:
+        """The basis of its kind with all modes that the grid `shape` resolves: here this one."""
+        self.check_grid(shape)
+        return self
+
+    def colatitudes(self, nlat: int) -> Tensor | None:
+        """Where the domain is a sphere, and grids are ``(nlat, nlon)`` with longitudes from 0 eastward in equal steps: angles
+        of the rows from the north pole, ``(nlat,)`` in float64, in radians. None on other domains."""
+        return None
 
     def wavenumbers(self) -> Tensor:
         """By which modes are sorted into spectra, ``(*mode_shape)`` in float64: here the length of the mode's index."""

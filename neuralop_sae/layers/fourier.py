@@ -46,6 +46,7 @@ class FourierBasis(SpectralBasis):
     """
 
     equivariant = True
+    wavenumber_label = "wavenumber (cycles per domain)"
 
     def __init__(self, n_modes: int | Sequence[int]) -> None:
         modes = (n_modes,) if isinstance(n_modes, int) else tuple(int(n) for n in n_modes)
@@ -175,13 +176,16 @@ class FourierBasis(SpectralBasis):
         grid, old = self.check_grid(shape), self.check_grid(field.shape[-self.n_dim :])
         if grid == old:
             return field
-        resolved = [2 * ((min(a, b) - 1) // 2) + 1 for a, b in zip(old, grid, strict=True)]
-        band = FourierBasis(resolved)
+        band = self.resolved_by([min(sizes) for sizes in zip(old, grid, strict=True)])
         return band.synthesis(band.analysis(field), grid)
 
     def smallest_grid(self) -> tuple[int, ...]:
         """See :meth:`SpectralBasis.smallest_grid`."""
         return tuple(2 * (n // 2) + 1 for n in self.n_modes)
+
+    def resolved_by(self, shape: Sequence[int]) -> FourierBasis:
+        """See :meth:`SpectralBasis.resolved_by`: frequencies k with 2|k| < N, N points along that dimension."""
+        return FourierBasis([2 * ((n - 1) // 2) + 1 for n in self.check_grid(shape)])
 
     def wavenumbers(self) -> Tensor:
         """Radial wavenumbers, in cycles per domain."""

@@ -62,6 +62,7 @@ class SphericalBasis(SpectralBasis):
     """
 
     n_dim = 2
+    wavenumber_label = "degree l"
 
     def __init__(self, n_modes: Sequence[int], grid: str = "equiangular") -> None:
         if grid not in _GRIDS:
@@ -96,7 +97,7 @@ class SphericalBasis(SpectralBasis):
         return nlat, nlon
 
     def colatitudes(self, nlat: int) -> Tensor:
-        """Angles from the north pole, ``(nlat,)`` in float64, in radians."""
+        """See :meth:`SpectralBasis.colatitudes`."""
         return torch.as_tensor(_GRIDS[self.grid][0](nlat, -1, 1)[0]).double().flip(0).clamp(-1, 1).acos()
 
     def longitudes(self, nlon: int) -> Tensor:
@@ -175,6 +176,12 @@ class SphericalBasis(SpectralBasis):
         """See :meth:`SpectralBasis.smallest_grid`."""
         degrees = self.mode_shape[0]
         return next(n for n in range(1, 2 * degrees + 2) if _GRIDS[self.grid][1](n) >= degrees), 2 * degrees
+
+    def resolved_by(self, shape: Sequence[int]) -> SphericalBasis:
+        """See :meth:`SpectralBasis.resolved_by`: every degree that the grid holds."""
+        nlat, nlon = self.check_grid(shape)
+        degrees = _degrees(nlat, nlon, self.grid)
+        return SphericalBasis((degrees, 2 * degrees), self.grid)
 
     def wavenumbers(self) -> Tensor:
         """The degree l of each coefficient."""

@@ -13,6 +13,7 @@ from ..codes import ConceptCodes
 from ..layers.basis import SpectralBasis
 from ..layers.fourier import FourierBasis
 from ..layers.selection import Selection
+from ..layers.spherical import SphericalBasis
 from .base import SAE, SAEOutput, full_precision, saes
 from .spectral import directions, random_points
 
@@ -22,7 +23,8 @@ class SAEPointwise(SAE, BaseModel, name="SAEPointwise"):  # type: ignore[call-ar
     """The SAE of language models applied to every point of a field: one dictionary of channel vectors, the k strongest
     at each point.
 
-    ``a(s) = TopK_k(relu(E (x(s) - b) + c))`` and ``xhat(s) = W a(s) + b`` at every point s by itself.
+    ``a(s) = TopK_k(relu(E (x(s) - b) + c))`` and ``xhat(s) = W a(s) + b`` at every point s by itself. Points count alike on
+    a periodic box, and by their area on the sphere: in the loss, in norms and in every metric.
 
     Parameters
     ----------
@@ -32,20 +34,32 @@ class SAEPointwise(SAE, BaseModel, name="SAEPointwise"):  # type: ignore[call-ar
         Concepts expressed per point.
     n_dim : int
         Dimensions of the grid.
+    grid : {"equiangular", "legendre-gauss", "lobatto"}, optional
+        Where fields on the sphere are sampled, as in :class:`SAESFNO`; by default they are on a periodic box.
+
+    Raises
+    ------
+    ValueError
+        If `k` is out of range, `grid` is unknown, or `n_dim` is not 2 on the sphere.
 
     Examples
     --------
     >>> sae = SAEPointwise(in_channels=4, n_concepts=16, k=2)
     >>> float(sae(torch.randn(3, 4, 8, 8)).codes.l0_local()) <= 2
     True
+    >>> SAEPointwise(in_channels=4, n_concepts=16, grid="equiangular").basis
+    SphericalBasis(n_modes=(1, 2), grid='equiangular')
     """
 
-    def __init__(self, in_channels: int, n_concepts: int, *, k: int = 4, n_dim: int = 2) -> None:
+    def __init__(self, in_channels: int, n_concepts: int, *, k: int = 4, n_dim: int = 2, grid: str | None = None) -> None:
         super().__init__(in_channels, n_concepts)
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n_concepts:
             raise ValueError(f"k must be a whole number from 1 to n_concepts={n_concepts}, got {k!r}")
-        self.k, self.n_dim = k, n_dim
-        self._basis = FourierBasis((1,) * n_dim)
+        if grid is not None and n_dim != 2:
+            raise ValueError(f"grid={grid!r} is on the sphere, which has n_dim=2, got {n_dim}; on a box leave grid out")
+        self.k, self.n_dim, self.grid = k, n_dim, grid
+        # Quadrature and resampling do not depend on the modes of these bases.
+        self._basis: SpectralBasis = FourierBasis((1,) * n_dim) if grid is None else SphericalBasis((1, 2), grid)
         directions = nn.functional.normalize(torch.randn(n_concepts, in_channels), dim=1)
         self.decoder_weight = nn.Parameter(directions)
         self.encoder_weight = nn.Parameter(directions.clone())
@@ -54,7 +68,7 @@ class SAEPointwise(SAE, BaseModel, name="SAEPointwise"):  # type: ignore[call-ar
 
     @property
     def basis(self) -> SpectralBasis:
-        """Of the periodic box, for quadrature and resampling."""
+        """Of the periodic box or the sphere, for quadrature and resampling."""
         return self._basis
 
     @full_precision
@@ -111,7 +125,8 @@ class SAEPointwise(SAE, BaseModel, name="SAEPointwise"):  # type: ignore[call-ar
         index, grid = self.check_concepts(concepts), self.basis.check_grid(shape)
         atoms = self.decoder_weight.new_zeros(len(index), self.in_channels, *grid)
         centre: tuple[Any, ...] = (..., *(size // 2 for size in grid))
-        atoms[centre] = self.decoder_weight[index] * torch.Size(grid).numel() ** 0.5
+        share = self.basis.quadrature(grid, like=atoms).expand(grid)[centre]
+        atoms[centre] = self.decoder_weight[index] / share.sqrt()
         return atoms
 
     @torch.no_grad()

@@ -113,10 +113,11 @@ class NavierStokes(Flow):
     inputs = outputs = ("vorticity",)
     time_unit = "time units"
 
-    resolutions: tuple[int, int] = (64, 128)
+    resolutions: tuple[int, int] = (48, 96)
     lead_time: float = 0.2
     operator_modes: tuple[int, int] = (24, 24)
     sae_modes: tuple[int, int] = (13, 13)
+    sae_epochs: int = Field(20, ge=1)
 
     def trajectories(self, n: int, resolutions: Sequence[Any], **options: Any) -> dict[Any, TrajectorySplit]:
         """See :meth:`Flow.trajectories`."""

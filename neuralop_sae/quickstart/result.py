@@ -73,7 +73,7 @@ class Result:
             "code_maps": figures.code_maps_figure(codes, concepts, samples, inputs),
             "atoms": figures.atoms_figure(sae, concepts, coarse.shape[2:]),
             "spectra": figures.spectra_figure(sae, concepts),
-            "reconstruction": figures.reconstruction_figure(coarse[:1], reconstruction),
+            "reconstruction": figures.reconstruction_figure(coarse[:1], reconstruction, basis=sae.basis),
             "resolution": figures.resolution_figure(codes.keep(codes.sample == 0), codes_fine, concepts[:3], 0),
             "dominance": figures.dominance_figure(codes, sae, concepts, samples, inputs),
             "training": figures.history_figure(self.history.rows),
@@ -91,7 +91,7 @@ class Result:
             f"activation of {self.problem.site}": self.activations["coarse"][0],
         }
         same = self.problem.inputs == self.problem.outputs
-        return figures.fields_figure(fields, shared=[(before, truth, predicted) if same else (truth, predicted)])
+        return figures.fields_figure(fields, basis=self.sae.basis, shared=[(before, truth, predicted) if same else (truth, predicted)])
 
     def report(self, path: Path, metrics: dict[str, Any]) -> None:
         """Write the page."""

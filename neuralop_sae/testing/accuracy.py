@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,3 +47,11 @@ def require_same_state(before: dict[str, Tensor], after: dict[str, Tensor], what
     tensors = [name for name, value in before.items() if isinstance(value, Tensor)]
     changed = [name for name in tensors if not torch.equal(before[name], after[name])]
     require(before.keys() == after.keys() and not changed, what, f"changed: {changed}")
+
+
+def through_json(what: str, config: Mapping[str, Any]) -> Any:
+    """A config written as JSON and read again; AssertionError if it is no plain data."""
+    try:
+        return json.loads(json.dumps(config))
+    except TypeError as error:
+        raise AssertionError(f"{what}: {config} is not plain data (numbers, strings, lists, dicts): {error}") from error

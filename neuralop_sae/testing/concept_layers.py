@@ -18,8 +18,9 @@ def check_concept_layer(
 ) -> None:
     """The contract of a pair of concept layers, against their ``dense_forward``.
 
-    Energies are the mean and mean square of the dense pre-codes, ``gather`` gives rows of them, ``contract`` writes what
-    the dense decoder writes for the scattered codes, kernel norms are the norms of the atoms, on every grid.
+    The weight is (in, out, *kernel_shape), the bias (out, 1, ...), where the package's own concept layers read them.
+    Energies are the mean and mean square of the dense pre-codes, ``gather`` gives rows of them, ``contract`` writes what the
+    dense decoder writes for the scattered codes, kernel norms are the norms of the atoms, on every grid.
 
     Parameters
     ----------
@@ -43,9 +44,24 @@ def check_concept_layer(
     generator = torch.Generator().manual_seed(seed)
     require(encoder.n_concepts == decoder.n_concepts, "n_concepts", f"{encoder.n_concepts} and {decoder.n_concepts}")
     sizes = encoder.basis.mode_shape
+    if isinstance(encoder, ConceptEncoder):
+        _check_convolution(encoder, encoder.in_channels, encoder.n_concepts)
+    if isinstance(decoder, ConceptDecoder):
+        _check_convolution(decoder, decoder.n_concepts, decoder.out_channels)
     for grid in shapes or [tuple(2 * size + extra for size in sizes) for extra in (1, 2)]:
         _check_encoder(encoder, tuple(grid), generator)
         _check_decoder(decoder, tuple(grid), generator)
+
+
+def _check_convolution(layer: ConceptEncoder | ConceptDecoder, n_in: int, n_out: int) -> None:
+    """The weight and the bias, from which kernels are read."""
+    for name, shape in (
+        ("weight", (n_in, n_out, *layer.convolution.kernel_shape)),
+        ("bias", (n_out, *(1,) * layer.basis.n_dim)),
+    ):
+        tensor = getattr(layer.conv, name, None)
+        found = None if tensor is None else tuple(tensor.shape)
+        require(found == shape, f"{name} of {type(layer.conv).__name__}", f"shape {found} instead of {shape}")
 
 
 def _random_selection(n_samples: int, n_concepts: int, generator: torch.Generator) -> Selection:

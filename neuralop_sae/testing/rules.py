@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,16 +12,17 @@ from torch import Tensor
 
 from ..layers.selection import Selection
 from ..layers.sparsity import ConceptRule, DomainRule, Rule, build_rule, concept_rules, domain_rules
-from .accuracy import assert_equal, require, require_same_state
+from .accuracy import assert_equal, require, require_same_state, through_json
 
 
 def check_rule(rule: Rule, *, n_concepts: int = 12, seed: int = 0) -> None:
     """The contract of a concept rule or a domain rule.
 
-    Both: the config is plain data and makes the rule again; a model's copy is its own; eval mode changes no state and
-    treats a sample the same whatever else is in the batch; the state dict restores the rule. A concept rule: a score of
-    zero is never on; what is on was a candidate. A domain rule: rows are activated as in the dense tensor; a code is no
-    larger than its pre-code (candidates rely on that bound); competition ignores absent concepts.
+    Both: registered; the config is plain data and makes the rule again; a model's copy is its own; eval mode changes no
+    state and treats a sample the same whatever else is in the batch; the state dict restores the rule. A concept rule: a
+    score of zero is never on; what is on was a candidate. A domain rule: rows are activated as in the dense tensor; a code
+    is no larger than its pre-code (candidates rely on that bound), nor estimated at zero where a constant pre-code has a
+    code; competition ignores absent concepts.
 
     Parameters
     ----------
@@ -46,12 +46,21 @@ def check_rule(rule: Rule, *, n_concepts: int = 12, seed: int = 0) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     require(isinstance(rule, ConceptRule | DomainRule), "rule", f"neither a concept nor a domain rule: {rule!r}")
+    _check_registered(rule)
     built = _build(rule, n_concepts)
     _check_config(rule, built)
     if isinstance(rule, ConceptRule):
         _check_concept_rule(built, n_concepts, generator)
     else:
         _check_domain_rule(built, n_concepts, generator)
+
+
+def _check_registered(rule: Rule) -> None:
+    try:
+        rule.registry.name_of(type(rule))
+    except ValueError as error:
+        decorator = "register_concept_rule" if isinstance(rule, ConceptRule) else "register_domain_rule"
+        raise AssertionError(f"registered: {error}; decorate it with @{decorator}({type(rule).__name__!r})") from error
 
 
 def _build(rule: Any, n_concepts: int, config: Any = None) -> Any:
@@ -67,7 +76,7 @@ def _check_config(rule: Rule, built: Rule) -> None:
     signature = inspect.signature(type(rule)).parameters.values()
     arguments = {p.name for p in signature if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     require(set(config) - {"name"} == arguments, "config", f"{config} does not hold the arguments {sorted(arguments)}")
-    again = _build(rule, 3000, json.loads(json.dumps(config)))
+    again = _build(rule, 3000, through_json("config", config))
     require(type(again) is type(rule) and again.config() == config, "config", f"{config} does not make the rule again")
     copied = copy.deepcopy(built)
     for tensor in copied.state_dict().values():
@@ -90,7 +99,9 @@ def _check_concept_rule(rule: ConceptRule, p: int, generator: torch.Generator) -
         for _ in range(3):
             scores = _scores(p, generator)
             candidates, on = rule.candidates(scores, scores, 2), rule.select(scores)
-            require(on.shape == scores.shape and on.dtype == torch.bool, f"select {mode}", "is a boolean (B, p)")
+            for what, mask in (("select", on), ("candidates", candidates)):
+                found = f"{mask.dtype} {tuple(mask.shape)} instead of torch.bool (B, p)={tuple(scores.shape)}"
+                require(mask.shape == scores.shape and mask.dtype == torch.bool, f"{what} {mode}", found)
             require(not on[scores == 0].any(), f"a score of zero is never on {mode}")
             require(not (on & ~candidates).any(), f"a concept that is on was a candidate {mode}")
             idle = not rule.takes_all or torch.equal(on, scores > 0)
@@ -122,7 +133,9 @@ def _check_domain_rule(rule: DomainRule, p: int, generator: torch.Generator) -> 
             rule.observe(values, concept, quadrature)
     moments = values.mean(1).reshape(6, p), values.square().mean(1).reshape(6, p)
     estimate = rule.estimate(*moments)
-    require(estimate.shape == (6, p) and (estimate >= 0).all(), "estimate", "is a non-negative (B, p)")
+    require(estimate.shape == (6, p), "estimate", f"shape {tuple(estimate.shape)} instead of (B, p)={(6, p)}")
+    require((estimate >= 0).all(), "estimate", "is negative, or NaN")
+    _check_estimate_of_constants(rule, p)
     if not rule.rectifies:
         assert_equal("estimate of a rule that does not rectify", estimate, dense.square().mean(1).reshape(6, p))
     slots = values.reshape(6, p, 9)
@@ -134,6 +147,19 @@ def _check_domain_rule(rule: DomainRule, p: int, generator: torch.Generator) -> 
 
     _check_frozen(rule, codes, len(slots))
     _check_state(rule, lambda other: other.activate(values, concept, quadrature), p)
+
+
+def _check_estimate_of_constants(rule: DomainRule, p: int) -> None:
+    """A concept that is estimated at zero is no candidate, however strong its code is."""
+    for constant in (5.0, -5.0):
+        values = torch.full((p, 9), constant)
+        codes = rule.activate(values, torch.arange(p), torch.full((1,), 1 / 9)).square().mean(1)
+        estimate = rule.estimate(values.mean(1)[None], values.square().mean(1)[None])[0]
+        require(
+            not (estimate[codes > 0] == 0).any(),
+            "estimate",
+            f"is zero for pre-codes of constant {constant:g}, whose codes are not: override it if codes may be negative",
+        )
 
 
 def _check_competition(rule: DomainRule, slots: Tensor) -> None:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -76,3 +77,19 @@ def test_code_consistency_is_the_plain_correlation():
     assert result["code_relative_l2"] == pytest.approx(float((a - b).norm() / a.norm()), rel=1e-6)
     with pytest.raises(ValueError, match="same samples"):
         ns.code_consistency(sae, coarse, fine[:2])
+
+
+def test_code_consistency_on_the_sphere_weighs_points_by_area():
+    torch.manual_seed(0)
+    sae = ns.SAESFNO(3, 6, (4, 8), concept_rule=ns.TopK(6), domain_rule=ns.Rectify()).eval()
+    coarse, fine = torch.randn(2, 3, 9, 16), torch.randn(2, 3, 17, 32)
+    result = ns.code_consistency(sae, coarse, fine)
+    a = sae.encode(coarse).detach().to_dense().double()
+    b = sae.encode(fine).detach().to_dense()[..., ::2, ::2].double()
+    area = sae.basis.quadrature((9, 16), like=a).expand_as(a)
+    expected = np.cov(a.flatten(), b.flatten(), aweights=area.flatten())
+    assert result["code_consistency"] == pytest.approx(expected[0, 1] / (expected[0, 0] * expected[1, 1]) ** 0.5, rel=1e-6)
+    difference, size = (area * (a - b).square()).sum(), (area * a.square()).sum()
+    assert result["code_relative_l2"] == pytest.approx(float((difference / size) ** 0.5), rel=1e-6)
+    both, either = (area * ((a != 0) & (b != 0))).sum(), (area * ((a != 0) | (b != 0))).sum()
+    assert result["code_support_iou"] == pytest.approx(float(both / either), rel=1e-6)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuralop_sae.analysis import figures, summaries
+from neuralop_sae.analysis import figures, mollweide, summaries
 from neuralop_sae.analysis.drawing import ColorScale, contour_levels, plane
 from neuralop_sae.codes import ConceptCodes
 from neuralop_sae.layers.concept_rules import TopK
 from neuralop_sae.layers.domain_rules import Rectify
 from neuralop_sae.layers.fourier import FourierBasis
-from neuralop_sae.models import SAEFNO
+from neuralop_sae.models import SAEFNO, SAESFNO
 
 
 def make_sae(n_dim: int = 2, n_modes: int = 5, seed: int = 0) -> SAEFNO:
@@ -146,32 +146,12 @@ def test_dominance_is_the_argmax_of_written_strength(sae: SAEFNO, codes: Concept
     assert len(figures.dominance_figure(codes, sae, named, [0, 1]).axes) == 2
 
 
-def test_usage_marks_dead_concepts_and_where_90_percent_are() -> None:
-    frequency, share = torch.tensor([0.5, 0.0, 1.0, 0.0]), torch.tensor([0.15, 0.0, 0.85, 0.0])
-    figure = figures.usage_figure(frequency, share)
-    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
-    assert texts == ["2 dead", "2 concepts\ncarry 90 %"]
-    np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), [0.85, 1.0, 1.0, 1.0])
-
-
-def test_history_draws_what_rows_hold() -> None:
-    rows = [
-        {"step": 0, "loss": 2.0, "note": "start"},
-        {"step": 10, "loss": 1.0, "fve": 0.5, "a$b": float("nan")},
-    ]
-    figure = figures.history_figure(rows)
-    shown = {ax.get_title(): ax.lines[0].get_xydata().tolist() for ax in figure.axes if ax.get_visible()}
-    assert shown == {"loss": [[0, 2], [10, 1]], "variance explained (FVE)": [[10, 0.5]]}
-    with pytest.raises(ValueError, match="no numbers to draw"):
-        figures.history_figure([{"step": 1, "note": "x"}])
-
-
 def test_resolution_compares_codes_where_grids_meet(sae: SAEFNO) -> None:
     coefficients = torch.randn(1, 3, 5, 3, dtype=torch.cfloat, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         low, high = (sae.encode(FourierBasis((5, 5)).synthesis(coefficients, n)) for n in ((12, 12), (24, 24)))
     concept = int(low.concept[0])
-    torch.testing.assert_close(summaries.on_grid_of(high.of(concept)[0], low), low.of(concept)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(high.basis.restrict(high.of(concept), (12, 12)), low.of(concept), rtol=1e-4, atol=1e-5)
     figure = figures.resolution_figure(low, high, [concept])
     assert [ax.get_title() for ax in figure.axes[:3]] == ["12 \u00d7 12", "24 \u00d7 24", "r = 1.000"]
 
@@ -223,9 +203,66 @@ def test_color_scales_and_contours() -> None:
     assert contour_levels(torch.ones(4)) == []
 
 
-def test_spectra_of_many_concepts_are_a_map_of_gains(sae: SAEFNO) -> None:
-    ax = figures.spectra_figure(sae, range(9)).axes[0]
-    np.testing.assert_allclose(drawn(ax), summaries.atom_spectra(sae, range(9)).gain().T.numpy(), rtol=1e-6)
+@pytest.fixture(scope="module")
+def sphere() -> SAESFNO:
+    torch.manual_seed(0)
+    return SAESFNO(3, 10, (5, 10), concept_rule=TopK(4), domain_rule=Rectify(), isotropic=True).eval()
+
+
+@pytest.fixture(scope="module")
+def globes() -> Tensor:
+    return torch.randn(2, 3, 9, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_spectra_on_the_sphere(sphere: SAESFNO) -> None:
+    """Energies sum to the kernel's norm; without spectral weights a concept copies; one harmonic is one degree."""
+    spectra = summaries.atom_spectra(sphere, range(10), (9, 16))
+    torch.testing.assert_close(spectra.energy.sum(1), sphere.kernel_norms().detach().double() ** 2, rtol=1e-5, atol=0)
+    torch.testing.assert_close(spectra.impulse / spectra.impulse[0], 2.0 * torch.arange(5).double() + 1, rtol=1e-5, atol=0)
+
+    class OneHarmonic(SAESFNO):
+        def atoms(self, concepts: object, shape: tuple[int, int]) -> Tensor:
+            coefficients = torch.zeros(5, 5, dtype=torch.complex128)
+            coefficients[3, 2] = 1.0
+            return self.basis.synthesis(coefficients, shape).expand(1, 3, *shape)
+
+    spectra = summaries.atom_spectra(OneHarmonic(3, 10, (5, 10)), [0])
+    assert spectra.dominant().tolist() == [3]
+    torch.testing.assert_close(spectra.energy[0], torch.tensor([0, 0, 0, 3 * 2.0, 0]).double(), rtol=0, atol=1e-12)
+
+
+def test_fields_on_the_sphere_are_maps_of_the_globe(sphere: SAESFNO, globes: Tensor) -> None:
+    with torch.no_grad():
+        codes = sphere.encode(globes)
+    concept = int(codes.concept[0])
+    colatitudes = sphere.basis.colatitudes(9)
+    assert colatitudes is not None
+    shown = [
+        (figures.code_maps_figure(codes, [concept], [0], background=globes), codes.of(concept)[0]),
+        (figures.fields_figure({"a": globes[0, :1]}, basis=sphere.basis), globes[0, 0]),
+        (
+            figures.reconstruction_figure(globes, globes, 1, 1, basis=sphere.basis),
+            globes[1, globes[1].flatten(1).var(1).argmax()],
+        ),
+        (figures.resolution_figure(codes, codes, [concept]), codes.of(concept)[0]),
+        (
+            figures.dominance_figure(codes, sphere, [concept], [0], globes),
+            summaries.dominant_concepts(codes, sphere, [concept], 0),
+        ),
+        (figures.field_image(globes[0, 0], ColorScale.of(globes), sphere.basis), globes[0, 0]),
+    ]
+    for figure, values in shown:
+        figure.canvas.draw()
+        np.testing.assert_allclose(drawn(figure.axes[0]), mollweide.pixels(values.double(), colatitudes).numpy())
+        assert figure.axes[0].images[0].get_extent() == list(mollweide.EXTENT)
+    lines = [len(figure.axes[0].collections) for figure, _ in shown]
+    assert lines[0] == lines[4] == lines[1] + 1, "no contours of the background"
+
+
+def test_atoms_on_the_sphere_are_in_the_middle_of_the_map(sphere: SAESFNO) -> None:
+    image = drawn(figures.atoms_figure(sphere, [4], (17, 32)).axes[0])
+    row, column = np.argwhere(image == np.nanmax(image)).mean(0) / image.shape
+    assert (row, column) == pytest.approx((0.5, 0.5), abs=0.01)
 
 
 def test_importing_the_package_does_not_import_matplotlib() -> None:

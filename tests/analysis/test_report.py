@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +22,12 @@ from neuralop_sae.analysis.figures import field_image
 from neuralop_sae.analysis.glossary import metric_groups
 from neuralop_sae.analysis.page import data_uri, number, percent
 from neuralop_sae.analysis.report import report
+from neuralop_sae.analysis.summaries import leading_components
+from neuralop_sae.layers import bases
+from neuralop_sae.layers.basis import SpectralBasis, register_basis
 from neuralop_sae.layers.concept_rules import TopK
 from neuralop_sae.layers.domain_rules import LocalTopK
-from neuralop_sae.models import SAEFNO
+from neuralop_sae.models import SAEFNO, SAESFNO
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
@@ -136,7 +140,8 @@ def test_cards_show_the_strongest_samples(sae: SAEFNO, activations: Tensor, writ
         expected = [f"sample {codes.sample[rows][i]}, norm {number(float(n))}" for n, i in zip(norms, at, strict=True)]
         assert re.findall(r"sample \d+, norm [\d.e-]+", card) == expected[:2]
         maps = [codes.of(int(concept))[codes.sample[rows][i]] for i in at[:2]]
-        image = field_image(maps[0], ColorScale.of(*maps), activations[codes.sample[rows][at[0]], 0].sign())
+        background = activations[codes.sample[rows][at[0]], 0].sign()
+        image = field_image(maps[0], ColorScale.of(*maps), codes.basis, background)
         assert data_uri(image) in card
 
 
@@ -208,6 +213,85 @@ def test_a_model_with_no_concept_on_says_so(sae: SAEFNO, activations: Tensor, tm
     text = report(silent, activations, path=tmp_path / "r.html", labels={}).read_text(encoding="utf-8")
     assert "No concept is on in these samples" in text
     assert tile(text, "dead_fraction") == "100 %"
+
+
+def test_a_page_of_globes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sae = SAESFNO(2, 6, (4, 8), concept_rule=TopK(3))
+    x = torch.randn(3, 2, 9, 16, generator=torch.Generator().manual_seed(0))
+    page = report(sae, x, path=tmp_path / "r.html", inputs=x[:, :1], n_concepts=2, n_samples=2, high_resolution=x)
+    text = page.read_text(encoding="utf-8")
+    assert Outline(text).open == []
+    assert "Mollweide" in text
+    assert "counts by its area" in text
+    assert "Degree l</button>" in text
+    assert "degree l</text>" in text
+    assert 'id="overview-spectra"' in text
+    assert "cycles per domain" not in text
+    atom = leading_components(sae, [int(Outline(text).rows()[0]["data-index"])], (9, 16))[0][0]
+    peak = float(atom.abs().max())
+    assert data_uri(field_image(atom, ColorScale("RdBu_r", -peak, peak), sae.basis)) in text
+    rows = {int(row["data-index"]): row for row in Outline(text).rows()}
+    quadrature = sae.basis.quadrature((9, 16), like=x.double())
+    sae.eval()
+    with torch.no_grad():
+        dense = sae.encode(x).to_dense()
+    covered = ((dense != 0) * quadrature).sum((2, 3))
+    for concept, row in rows.items():
+        on = covered[:, concept] > 0
+        assert float(row["data-area"]) == pytest.approx(float(covered[on, concept].mean()) if on.any() else 0.0)
+
+
+def test_a_page_of_a_box(written: Path) -> None:
+    text = written.read_text(encoding="utf-8")
+    assert "Wavenumber (cycles per domain)</button>" in text
+    assert "Mollweide" not in text
+
+
+class HalfWaves(SpectralBasis):
+    """cos(pi k s) at the midpoints of the unit square: the four methods that a basis must have, and no other."""
+
+    n_dim = 2
+
+    def __init__(self, n_modes: Sequence[int]) -> None:
+        self.n_modes = self.mode_shape = tuple(n_modes)
+
+    def _waves(self, shape: Sequence[int], like: Tensor) -> list[Tensor]:
+        axes = [
+            (torch.arange(n)[:, None], (torch.arange(size) + 0.5) / size) for n, size in zip(self.n_modes, shape, strict=True)
+        ]
+        return [(torch.cos(torch.pi * k * s) * (2 - (k == 0).double()).sqrt()).to(like) for k, s in axes]
+
+    def analysis(self, field: Tensor) -> Tensor:
+        a, b = self._waves(field.shape[-2:], field)
+        return torch.einsum("...xy,kx,ly->...kl", field, a, b) / field.shape[-2:].numel() + 0j
+
+    def synthesis(self, coefficients: Tensor, shape: Sequence[int]) -> Tensor:
+        return torch.einsum("...kl,kx,ly->...xy", coefficients.real, *self._waves(shape, coefficients.real))
+
+    def weights(self, shape: Sequence[int] | None = None, *, like: Tensor) -> Tensor:
+        return torch.ones(self.mode_shape).to(like)
+
+    def quadrature(self, shape: Sequence[int], *, like: Tensor) -> Tensor:
+        return torch.full((1, 1), 1 / torch.Size(shape).numel()).to(like)
+
+
+def test_a_basis_from_outside(tmp_path: Path) -> None:
+    register_basis("half-waves")(HalfWaves)
+    try:
+        torch.manual_seed(0)
+        sae = SAEFNO(2, 9, (4, 3), conv_module="half-waves", concept_rule=TopK(9))
+    finally:
+        for table in (bases._entries, bases._spelling):
+            del table["half-waves"]
+    x = torch.randn(3, 2, 9, 8, generator=torch.Generator().manual_seed(0))
+    page = report(sae, x, path=tmp_path / "r.html", inputs=x, n_concepts=2, n_samples=1, high_resolution=x)
+    text = page.read_text(encoding="utf-8")
+    assert "Mode number</button>" in text
+    assert "mode number</text>" in text
+    assert 'id="overview-spectra"' in text
+    assert 'id="overview-resolution"' in text
+    assert len(re.findall('<details open class="card"', text)) == 2
 
 
 @pytest.mark.parametrize("n_dim", [1, 3])

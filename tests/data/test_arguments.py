@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from neuralop_sae.data.arguments import at_least, positive, whole_steps
+from neuralop_sae.data.arguments import at_least, distinct, positive, whole_steps
 
 
 def test_accepted_numbers_come_back_plain() -> None:
@@ -34,3 +34,10 @@ def test_steps_that_are_not_whole_or_too_few_are_refused_with_one_that_is() -> N
         at_least("n", 2, 3)
     with pytest.raises(TypeError):
         at_least("n", 3.0, 3)  # type: ignore[arg-type]
+
+
+def test_distinct_values_ascend_and_there_is_one() -> None:
+    assert distinct("resolutions", (n for n in (32, 16, 32)), "(16, 32)") == [16, 32]
+    assert distinct("resolutions", [(9, 16), (5, 8)], "((5, 8),)") == [(5, 8), (9, 16)]
+    with pytest.raises(ValueError, match=r"resolutions is empty; name at least one, such as \(16, 32\)"):
+        distinct("resolutions", [], "(16, 32)")

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from neuralop_sae.data.cache import cached_tensors
+from neuralop_sae.data.cache import cache_file, cached_tensors
 
 SHAPES = {"x": (2, 3), "y": (4,)}
 
@@ -30,6 +30,12 @@ def test_the_second_time_the_file_is_read(tmp_path: Path) -> None:
         assert torch.equal(second[name], tensor)
         assert second[name].dtype == tensor.dtype
     assert [file.name for file in path.parent.iterdir()] == ["data.safetensors"]
+
+
+def test_a_file_is_named_where_there_is_a_folder(tmp_path: Path) -> None:
+    # The number after the point stays: it is no suffix.
+    assert cache_file(str(tmp_path), "flow_dt0.25") == tmp_path / "flow_dt0.25.safetensors"
+    assert cache_file(None, "flow_dt0.25") is None
 
 
 def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,166 @@
+"""Figures of numbers: spectra of atoms, use of the dictionary, training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..metrics import energy_quantile_count
+from ..models.base import SAE
+from .drawing import GREY, INK, PALETTE, color_bar, subplots
+from .summaries import AtomSpectra, atom_spectra
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_HISTORY_LABELS = {
+    "loss": "loss",
+    "fve": "variance explained (FVE)",
+    "l0": "concepts on per sample (L0)",
+    "l0_local": "concepts per point (local L0)",
+    "dead_fraction": "fraction of dead concepts",
+}
+_CLOCKS = ("step", "epoch", "seconds", "time", "learning_rate", "lr")
+
+
+def spectra_figure(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[int] | None = None) -> Figure:
+    """Energy spectra of atoms over shells of equal wavenumber, on a sphere of equal degree, on a log scale.
+
+    The energy in a shell is drawn relative to that of a unit impulse of the same norm: 1 everywhere is a
+    concept that only copies its code from point to point, a slope is one that smooths or sharpens it. (Plain
+    energies follow the number of modes in each shell, which hides the concept.) Up to seven concepts are
+    lines, more are a map.
+
+    Parameters
+    ----------
+    sae : SAE
+        The model.
+    concepts : sequence of int
+        Which concepts.
+    shape : sequence of int, optional
+        As in :func:`neuralop_sae.analysis.summaries.atom_spectra`.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    spectra = atom_spectra(sae, concepts, shape)
+    gain = spectra.gain()
+    indices = [int(c) for c in concepts]
+    if len(indices) > len(PALETTE):
+        return _spectra_map(spectra, sae.basis.wavenumber_label, indices)
+    figure, axes = subplots(1, 1, 3.0 if len(indices) == 1 else 3.9, 2.1)
+    ax = axes[0, 0]
+    ax.axhline(1.0, color=GREY, linestyle="--", linewidth=1.2)
+    for concept, values, color in zip(indices, gain, PALETTE, strict=False):
+        ax.semilogy(
+            spectra.wavenumbers.numpy(), values.numpy(), color=color, marker="o", markersize=3, label=f"concept {concept}"
+        )
+    low, high = float(gain[gain > 0].min()) if (gain > 0).any() else 1.0, max(float(gain.max()), 1.0)
+    ax.set_ylim(max(min(low / 1.3, 0.5), high * 1e-4), max(high * 1.3, 2.0))
+    ax.yaxis.set_major_locator(LogLocator(base=2, numticks=7))
+    ax.yaxis.set_major_formatter("{x:.2g}")
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set(xlabel=sae.basis.wavenumber_label, ylabel="energy / impulse")
+    if len(indices) > 1:
+        figure.legend(loc="outside right upper", fontsize=7, frameon=False, labelcolor=INK)
+    return figure
+
+
+def _spectra_map(spectra: AtomSpectra, label: str, indices: list[int]) -> Figure:
+    from matplotlib.colors import LogNorm
+
+    gain = spectra.gain()
+    figure, axes = subplots(1, 1, 0.28 * len(indices) + 1.0, 2.6)
+    ax = axes[0, 0]
+    # At least a factor of two either way, so that spectra flat to a few per cent look flat.
+    span = min(max(float(gain[gain > 0].log().abs().max().exp()) if (gain > 0).any() else 2.0, 2.0), 1e3)
+    norm = LogNorm(1 / span, span)
+    image = ax.imshow(gain.T.clamp(1 / span, span).numpy(), norm=norm, cmap="RdBu_r", aspect="auto", origin="lower")
+    ax.set(xlabel="concept, strongest first", ylabel=label.replace(" (", "\n("))
+    ax.set_xticks(range(len(indices)), [str(c) for c in indices], rotation=90)
+    ax.set_yticks(range(len(spectra.wavenumbers)), [str(int(k)) for k in spectra.wavenumbers])
+    bar = color_bar(figure, image, ax, "energy relative to an impulse")
+    bar.set_ticks([1 / span, 1.0, span], labels=[f"{tick:.2g}" for tick in (1 / span, 1.0, span)])
+    bar.minorticks_off()
+    return figure
+
+
+def usage_figure(frequency: Tensor, share: Tensor) -> Figure:
+    """How often concepts are on, and how energy is spread over them.
+
+    Parameters
+    ----------
+    frequency : Tensor
+        ``(n_concepts,)``: fraction of samples in which each is on; zero marks a dead concept.
+    share : Tensor
+        ``(n_concepts,)``: share of the decoded energy.
+    """
+    figure, axes = subplots(1, 2, 3.6, 2.5)
+    rank = range(1, len(frequency) + 1)
+    ordered, dead = frequency.sort(descending=True).values, int((frequency == 0).sum())
+    axes[0, 0].fill_between(rank, ordered.numpy(), step="mid", color=PALETTE[0], alpha=0.85, linewidth=0)
+    axes[0, 0].set(xlabel="concept, most frequent first", ylabel="fraction of samples it is on in", ylim=(0, 1.02))
+    if dead:
+        alive = len(frequency) - dead
+        axes[0, 0].axvspan(alive + 0.5, len(frequency) + 0.5, facecolor=GREY, alpha=0.25, hatch="///", edgecolor=GREY)
+        axes[0, 0].text(alive + 0.5 + dead / 2, 0.5, f"{dead} dead", ha="center", rotation=90, fontsize=9, color=INK)
+    cumulative = share.double().sort(descending=True).values.cumsum(0)
+    axes[0, 1].plot(rank, cumulative.numpy(), color=PALETTE[0], linewidth=1.8)
+    if cumulative[-1] > 0:
+        c90 = energy_quantile_count(share)
+        axes[0, 1].plot([c90, c90, 1], [0, 0.9, 0.9], color=PALETTE[5], linestyle="--", linewidth=1)
+        axes[0, 1].annotate(
+            f"{c90} concepts\ncarry 90 %",
+            (c90, 0.45),
+            (6, 0),
+            textcoords="offset points",
+            fontsize=8,
+            color=INK,
+        )
+    axes[0, 1].set(xlabel="number of concepts, strongest first", ylabel="cumulative share of energy", ylim=(0, 1.02))
+    return figure
+
+
+def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Training curves: one panel per quantity that the rows hold.
+
+    Parameters
+    ----------
+    history : sequence of mappings
+        One row per logged step, such as ``{"step": 10, "loss": 0.3, "fve": 0.7}``. Rows may lack keys;
+        anything that is not a number is left out.
+    """
+    numbers = {
+        key: [(i, float(row[key])) for i, row in enumerate(history) if _is_number(row.get(key))]
+        for key in dict.fromkeys(key for row in history for key in row)
+    }
+    clock = next((key for key in ("step", "epoch") if len(numbers.get(key, [])) == len(history)), None)
+    keys = [key for key in _HISTORY_LABELS if numbers.get(key)]
+    keys += [key for key, points in numbers.items() if points and key not in keys and key not in _CLOCKS][: 8 - len(keys)]
+    if not keys:
+        raise ValueError(f"history holds no numbers to draw: rows need keys such as 'loss', got {sorted(numbers)}")
+    n_columns = min(4, len(keys))
+    figure, axes = subplots(-(-len(keys) // n_columns), n_columns, 2.6, 2.1)
+    for ax in axes.flat[len(keys) :]:
+        ax.set_visible(False)
+    for ax, key in zip(axes.flat, keys, strict=False):
+        rows, values = zip(*numbers[key], strict=True)
+        at = [numbers[clock][i][1] for i in rows] if clock else rows
+        ax.plot(at, values, color=PALETTE[0], linewidth=1.5, marker="o" if len(values) < 3 else None)
+        ax.set(title=_HISTORY_LABELS.get(key, key), xlabel=clock or "logged row")
+        # A key is plain text: a dollar sign in it must not start a formula.
+        ax.title.set_parse_math(False)
+        if key == "fve":
+            ax.set_ylim(max(min(values), -0.1), 1.02)
+        elif "loss" in key and max(values) > min(values) > 0:
+            ax.set_yscale("log")
+        elif max(values) - min(values) <= 1e-3 * abs(max(values)):
+            # Constant but for round-off, which would fill the axis.
+            ax.set_ylim(*sorted((0.0, 1.5 * max(values) or 1.0)))
+    return figure
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,69 @@
+"""What figures of numbers draw against the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from neuralop_sae.analysis import curves, summaries
+from neuralop_sae.layers.concept_rules import TopK
+from neuralop_sae.models import SAEFNO, SAESFNO
+from neuralop_sae.models.base import SAE
+
+
+@pytest.fixture(scope="module")
+def sae() -> SAEFNO:
+    torch.manual_seed(0)
+    return SAEFNO(3, 10, (5, 5), concept_rule=TopK(4)).eval()
+
+
+def sphere() -> SAESFNO:
+    torch.manual_seed(0)
+    return SAESFNO(3, 10, (5, 10), concept_rule=TopK(4)).eval()
+
+
+def test_usage_marks_dead_concepts_and_where_90_percent_are() -> None:
+    frequency, share = torch.tensor([0.5, 0.0, 1.0, 0.0]), torch.tensor([0.15, 0.0, 0.85, 0.0])
+    figure = curves.usage_figure(frequency, share)
+    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert texts == ["2 dead", "2 concepts\ncarry 90 %"]
+    np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), [0.85, 1.0, 1.0, 1.0])
+
+
+def test_history_draws_what_rows_hold() -> None:
+    rows = [
+        {"step": 0, "loss": 2.0, "note": "start"},
+        {"step": 10, "loss": 1.0, "fve": 0.5, "a$b": float("nan")},
+    ]
+    figure = curves.history_figure(rows)
+    shown = {ax.get_title(): ax.lines[0].get_xydata().tolist() for ax in figure.axes if ax.get_visible()}
+    assert shown == {"loss": [[0, 2], [10, 1]], "variance explained (FVE)": [[10, 0.5]]}
+    never = curves.history_figure([{"step": step, "dead_fraction": 0.0} for step in range(3)])
+    assert never.axes[0].get_ylim() == (0.0, 1.0)
+    with pytest.raises(ValueError, match="no numbers to draw"):
+        curves.history_figure([{"step": 1, "note": "x"}])
+
+
+def test_spectra_of_many_concepts_are_a_map_of_gains(sae: SAEFNO) -> None:
+    ax = curves.spectra_figure(sae, range(9)).axes[0]
+    np.testing.assert_allclose(
+        np.asarray(ax.images[0].get_array()), summaries.atom_spectra(sae, range(9)).gain().T.numpy(), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "label"), [(lambda: SAEFNO(3, 10, (5, 5)), "wavenumber (cycles per domain)"), (sphere, "degree l")]
+)
+def test_axes_of_spectra_say_what_the_basis_counts(make: Callable[[], SAE], label: str) -> None:
+    model = make()
+    assert curves.spectra_figure(model, [0, 1]).axes[0].get_xlabel() == label
+    assert curves.spectra_figure(model, range(9)).axes[0].get_ylabel().replace("\n", " ") == label
+
+
+def test_spectra_on_the_sphere_are_by_degree() -> None:
+    line = curves.spectra_figure(sphere(), [3]).axes[0].lines[1]
+    assert line.get_xdata().tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(line.get_ydata(), summaries.atom_spectra(sphere(), [3]).gain()[0].numpy())
