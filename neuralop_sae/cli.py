@@ -18,7 +18,7 @@ from rich.table import Table
 from . import checkpoint
 from .data.activations import load_activations
 from .models.base import saes
-from .quickstart import PROBLEMS, check_device
+from .quickstart import PROBLEMS, Darcy, NavierStokes, ShallowWater, check_device
 from .quickstart import quickstart as run
 from .training import distributed, trainer
 
@@ -48,17 +48,22 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+class ProblemName(StrEnum):
+    """Keys of :data:`neuralop_sae.quickstart.PROBLEMS`."""
+
+    DARCY = Darcy.key
+    SHALLOW_WATER = ShallowWater.key
+    NAVIER_STOKES = NavierStokes.key
+
+
 @app.callback()
 def main() -> None:
     """Sparse autoencoders for neural operators."""
 
 
-ProblemName = StrEnum("ProblemName", {key: key for key in PROBLEMS})
-
-
 @app.command()
 def quickstart(
-    problem: Annotated[ProblemName, typer.Option(help="What the operator learns.")] = ProblemName("darcy"),
+    problem: Annotated[ProblemName, typer.Option(help="What the operator learns.")] = ProblemName.DARCY,
     output: Annotated[Path, typer.Option(help="Folder for metrics, report, figures and both models.")] = Path(
         "neuralop-sae-quickstart"
     ),
@@ -75,7 +80,7 @@ def quickstart(
     """
     console = Console()
     try:
-        if data_root is not None and problem != "darcy":
+        if data_root is not None and problem is not ProblemName.DARCY:
             raise ValueError(f"--data-root holds Darcy files, which --problem {problem.value} cannot use; leave it out")
         own = {} if data_root is None else {"data_root": data_root}
         metrics = run(

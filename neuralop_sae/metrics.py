@@ -71,12 +71,14 @@ def loss_recovered(clean: float, spliced: float, ablated: float) -> float:
     return (ablated - spliced) / (ablated - clean) if ablated > clean else float("nan")
 
 
-def pearson(a: Tensor, b: Tensor) -> float:
-    """Pearson correlation of two tensors of one shape over all entries, in float64. NaN if one is constant."""
-    a, b = a.detach().double().flatten(), b.detach().double().flatten()
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(a.norm() * b.norm())
-    return float(a @ b) / norm if norm else float("nan")
+def pearson(a: Tensor, b: Tensor, quadrature: Tensor | None = None) -> float:
+    """Pearson correlation of two tensors of one shape ``(..., *grid)`` over all entries, in float64. NaN if one is
+    constant."""
+    a, b = a.detach().double(), b.detach().double()
+    weights = torch.ones_like(a) if quadrature is None else quadrature.to(a).expand_as(a)
+    a, b = (x - (weights * x).sum() / weights.sum() for x in (a, b))
+    norm = float(((weights * a * a).sum() * (weights * b * b).sum()).sqrt())
+    return float((weights * a * b).sum()) / norm if norm else float("nan")
 
 
 def relative_l2(a: Tensor, reference: Tensor) -> float:

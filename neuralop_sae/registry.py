@@ -40,11 +40,14 @@ class Registry(Generic[T]):
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that adds an object under `name` (case does not matter); ValueError if the name is taken."""
+        if not isinstance(name, str):
+            raise TypeError(f"a {self.kind} is registered under a name, as in register('my_name'); got {name!r}")
 
         def add(entry: T) -> T:
             key = name.lower()
             if key in self._entries:
-                raise ValueError(f"{self.kind} {name!r} is registered already: {self._entries[key]!r}")
+                taken = f"{self.kind} {name!r} is registered already: {self._entries[key]!r}"
+                raise ValueError(f"{taken}; known: {', '.join(self.names())}")
             self._entries[key], self._spelling[key] = entry, name
             return entry
 

@@ -8,6 +8,9 @@ import torch
 # Tensors in tests are tiny: a second thread only waits.
 torch.set_num_threads(1)
 
+# A package of its own, which tests/test_plugin_package.py installs elsewhere.
+collect_ignore = ["plugin_package"]
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 

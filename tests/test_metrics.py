@@ -52,6 +52,12 @@ def test_pearson_against_torch():
     assert math.isnan(metrics.pearson(a, torch.ones(50)))
 
 
+def test_weights_of_pearson_count_points_more_than_once():
+    a, b, times = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([1, 3, 2, 1, 4])
+    repeated = (x.repeat_interleave(times, -1) for x in (a, b))
+    assert metrics.pearson(a, b, times) == pytest.approx(metrics.pearson(*repeated))
+
+
 def test_support_and_counts():
     a, b = torch.tensor([1.0, 2, 0, 0]), torch.tensor([0.0, 5, 1, 0])
     assert metrics.support_iou(a, b) == pytest.approx(1 / 3)

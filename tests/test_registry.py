@@ -34,9 +34,14 @@ def test_register_returns_the_entry() -> None:
 
 def test_duplicates_are_refused_and_leave_the_first() -> None:
     registry = make()
-    with pytest.raises(ValueError, match="number 'ONE' is registered already: 1"):
+    with pytest.raises(ValueError, match="number 'ONE' is registered already: 1; known: one, two"):
         registry.register("ONE")(3)
     assert registry.get("one") == 1
+
+
+def test_a_decorator_without_its_name_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"register\('my_name'\); got"):
+        make().register(Registry)  # type: ignore[arg-type]
 
 
 def test_unknown_names_list_the_known() -> None:

@@ -2,19 +2,19 @@
 Concepts of an SFNO on shallow water
 ====================================
 
-neuralop's tutorial ``plot_SFNO_swe`` ends with a spherical Fourier neural operator (SFNO) that steps the shallow water equations on
-a rotating sphere. This one goes on from there: it trains a sparse autoencoder on a block of the SFNO, asks how much of the operator
-runs through the concepts, and removes one of them from the operator while it runs.
+neuralop's tutorial ``plot_SFNO_swe`` ends with a spherical Fourier neural operator (SFNO) that steps the shallow water
+equations on a rotating sphere. This one goes on from there: it trains a sparse autoencoder on a block of the SFNO, asks how
+much of the operator runs through the concepts, and removes one of them from the operator while it runs.
 """
 
 # %%
 # Data and operator
 # -----------------
-# The operator is that of ``plot_SFNO_swe``, with 24 channels and 16 degrees to be quick: ``n_modes=(L, M)`` needs M of at least 2 L,
-# because newer versions of torch-harmonics truncate triangularly. Data come from neuralop_sae's own cached generator, which
-# starts from balanced winds, so that there is weather and not only gravity waves. Channels are geopotential, vorticity and
-# divergence, each in units of its standard deviation; the target is the state an hour later. Held-out samples come from other
-# trajectories.
+# The operator is that of ``plot_SFNO_swe``, with 24 channels and 16 degrees to be quick: ``n_modes=(L, M)`` needs M of at
+# least 2 L, because newer versions of torch-harmonics truncate triangularly. Data come from neuralop_sae's own cached
+# generator, which starts from balanced winds, so that there is weather and not only gravity waves. Channels are geopotential,
+# vorticity and divergence, each in units of its standard deviation; the target is the state an hour later. Held-out samples
+# come from other trajectories.
 
 import warnings
 
@@ -45,12 +45,12 @@ Trainer(model=model, n_epochs=10).train(loader, {}, optimizer, scheduler, traini
 # %%
 # A dictionary on the sphere
 # --------------------------
-# ``SAESFNO`` holds concepts in neuralop's SphericalConv: one weight per degree of the spherical harmonics, beside a pointwise part.
-# The baseline is a pointwise dictionary: as many concepts, and as many expressed at each point.
+# ``SAESFNO`` holds concepts in neuralop's SphericalConv: one weight per degree of the spherical harmonics, beside a pointwise
+# part. The baseline is a pointwise dictionary: as many concepts, and as many expressed at each point.
 
 site = "fno_blocks.1"
 activations, held_out = ns.capture(model, site, train.x), ns.capture(model, site, test.x)
-config = ns.TrainingConfig(n_epochs=12, learning_rate=6e-3)
+config = ns.TrainingConfig(n_epochs=10, batch_size=4, learning_rate=1e-2)
 
 sae = ns.SAESFNO(in_channels=24, n_concepts=64, n_modes=(12, 24), domain_rule=ns.SoftLocalTopK(4))
 ns.train(sae, activations, config, progress=False)
@@ -58,8 +58,8 @@ pointwise = ns.SAEPointwise(in_channels=24, n_concepts=64, k=4, grid="equiangula
 ns.train(pointwise, activations, config, progress=False)
 
 # %%
-# All averages are over the area of the sphere: a row near a pole counts for little. Loss recovered is 1 if the operator works as
-# well through the concepts as by itself, and 0 if it works as badly as with the block set to zero.
+# All averages are over the area of the sphere: a row near a pole counts for little. Loss recovered is 1 if the operator works
+# as well through the concepts as by itself, and 0 if it works as badly as with the block set to zero.
 
 measured = {}
 for name, one in (("concepts on the sphere", sae), ("pointwise", pointwise)):
@@ -79,7 +79,8 @@ print("correlation of codes on 33 x 64 and 65 x 128:", round(consistency["code_c
 # %%
 # Where concepts are
 # ------------------
-# Codes of the three strongest concepts on two held-out states, with contours of the vorticity, in a projection that keeps areas.
+# Codes of the three strongest concepts on two held-out states, with contours of the vorticity, in a projection that keeps
+# areas.
 
 samples = [0, 20]
 with torch.no_grad():

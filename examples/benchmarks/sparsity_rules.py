@@ -83,12 +83,12 @@ def main(
     for name, (arguments, training) in rows(n_concepts, concepts_per_point).items():
         torch.manual_seed(seed)
         rule = {"domain_rule": ns.SoftLocalTopK(concepts_per_point), **arguments}
-        results[name] = measure(ns.SAEFNO(config.hidden_channels, n_concepts, (9, 9), **rule), **training)
+        results[name] = measure(ns.SAEFNO(problem.hidden_channels, n_concepts, (9, 9), **rule), **training)
         show(name, results[name])
     trials = []
     for rate in POINTWISE_RATES:
         torch.manual_seed(seed)
-        pointwise = ns.SAEPointwise(config.hidden_channels, n_concepts, k=concepts_per_point)
+        pointwise = ns.SAEPointwise(problem.hidden_channels, n_concepts, k=concepts_per_point)
         trials.append(measure(pointwise, learning_rate=rate))
     name = f"pointwise SAE, k={concepts_per_point}, best of {len(trials)} rates"
     results[name] = max(trials, key=lambda trial: trial["fve"])

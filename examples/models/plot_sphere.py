@@ -2,9 +2,9 @@
 Concepts on the sphere
 ======================
 
-A map of latitude and longitude is not the sphere: rows near the poles stand for little area, and a shift of the image turns the
-sphere about its axis only. ``SAESFNO`` holds its concepts in spherical harmonics instead. This tutorial turns the sphere, and asks
-of three dictionaries whether the codes turn with it:
+A map of latitude and longitude is not the sphere: rows near the poles stand for little area, and a shift of the image turns
+the sphere about its axis only. ``SAESFNO`` holds its concepts in spherical harmonics instead. This tutorial turns the sphere,
+and asks of three dictionaries whether the codes turn with it:
 
 * zonal concepts with complex weights, one per degree, as neuralop's SphericalConv has them;
 * zonal concepts with real weights (``isotropic=True``);
@@ -14,9 +14,9 @@ of three dictionaries whether the codes turn with it:
 # %%
 # Data
 # ----
-# Shallow-water weather: geopotential, vorticity and divergence, each in units of its standard deviation, now and an hour later, on
-# two grids of which the finer one holds the points of the other. A small SFNO learns the step; ``plot_SAE_SFNO_swe.py`` does that
-# with more care. We take the output of its second block.
+# Shallow-water weather: geopotential, vorticity and divergence, each in units of its standard deviation, now and an hour
+# later, on two grids of which the finer one holds the points of the other. A small SFNO learns the step;
+# ``plot_SAE_SFNO_swe.py`` does that with more care. We take the output of its second block.
 
 import matplotlib.pyplot as plt
 import torch
@@ -47,9 +47,9 @@ train, test, fine = (ns.capture(model, site, split.x) for split in (train, test,
 # %%
 # Three dictionaries
 # ------------------
-# ``n_modes=(L, M)`` counts degrees, and twice the orders, as in SFNO; M is at least 2 L. At most 4 concepts may be expressed at a
-# point. Norms, losses and metrics weigh points by the area that they stand for, also those of the pointwise dictionary, which is
-# told its grid.
+# ``n_modes=(L, M)`` counts degrees, and twice the orders, as in SFNO; M is at least 2 L. At most 4 concepts may be expressed
+# at a point. Norms, losses and metrics weigh points by the area that they stand for, also those of the pointwise dictionary,
+# which is told its grid.
 
 dictionaries = {
     "complex": ns.SAESFNO(24, 48, (12, 24), domain_rule=ns.SoftLocalTopK(4)),
@@ -62,8 +62,8 @@ for sae in dictionaries.values():
 # %%
 # Turn the sphere
 # ---------------
-# Two rotations map this grid to itself: a quarter turn about the axis, and half a turn about a line through the equator, which
-# swaps the poles. Do the codes of turned activations equal the turned codes?
+# Two rotations map this grid to itself: a quarter turn about the axis, and half a turn about a line through the equator,
+# which swaps the poles. Do the codes of turned activations equal the turned codes?
 
 
 def about_the_axis(field):
@@ -100,9 +100,9 @@ for name, row in rows.items():
     print(f"{name:10s}", {what: float(f"{value:.3g}") for what, value in row.items()})
 
 # %%
-# All codes turn with the sphere about its axis. About the equator those of complex weights do not: coefficients of order 0 are real,
-# and a complex weight treats them otherwise than the rest. Real weights cost half the parameters; what they cost in variance
-# explained stands above.
+# All codes turn with the sphere about its axis. About the equator those of complex weights do not: coefficients of order 0
+# are real, and a complex weight treats them otherwise than the rest. Real weights cost half the parameters; what they cost in
+# variance explained stands above.
 
 assert all(row["about the axis"] < 1e-3 for row in rows.values())
 assert rows["real"]["about the equator"] < 1e-3 < rows["complex"]["about the equator"]
@@ -121,8 +121,8 @@ plt.show()
 # %%
 # Maps
 # ----
-# Maps keep areas (Mollweide's projection), so that what looks large is large. Codes of three isotropic concepts on two states of the
-# weather, with contours of the vorticity.
+# Maps keep areas (Mollweide's projection), so that what looks large is large. Codes of three isotropic concepts on two states
+# of the weather, with contours of the vorticity.
 
 sae = dictionaries["real"]
 with torch.no_grad():

@@ -64,8 +64,8 @@ def faithfulness(
     -------
     dict
         ``loss_clean``, ``loss_spliced``, ``loss_zero_ablated``, ``loss_mean_ablated`` (every point set to the mean of its
-        channel over data and domain), ``loss_recovered`` (against zero ablation, see :func:`neuralop_sae.metrics.loss_recovered`)
-        and ``loss_recovered_mean`` (against mean ablation).
+        channel over data and domain), ``loss_recovered`` (against zero ablation, see
+        :func:`neuralop_sae.metrics.loss_recovered`) and ``loss_recovered_mean`` (against mean ablation).
 
     Raises
     ------

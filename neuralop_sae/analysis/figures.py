@@ -217,7 +217,7 @@ def resolution_figure(codes_low: ConceptCodes, codes_high: ConceptCodes, concept
     """The same concepts' codes of one sample on two grids, and value against value where the grids meet.
 
     Grids that nest are compared at their common points, others after resampling the finer code. r is
-    Pearson's over the points drawn, each counting alike.
+    Pearson's over the points drawn, each counting by the quadrature.
     """
     basis, n_dim = codes_low.basis, len(codes_low.grid)
     figure, axes = subplots(len(concepts), 3, 2.2, 2.3, aspect_of(codes_low.grid, basis))
@@ -234,7 +234,7 @@ def resolution_figure(codes_low: ConceptCodes, codes_high: ConceptCodes, concept
         row[0].set_ylabel(f"concept {concept}")
         row[2].plot([scale.low, scale.high], [scale.low, scale.high], color=GREY, linewidth=0.8)
         row[2].plot(low.flatten().numpy(), common.flatten().numpy(), ".", markersize=2.5, color=PALETTE[0], rasterized=True)
-        row[2].set_title(f"r = {pearson(low, common):.3f}")
+        row[2].set_title(f"r = {pearson(low, common, basis.quadrature(codes_low.grid, like=low)):.3f}")
         row[2].set(ylabel="fine grid")
     for ax, codes in zip(axes[0], (codes_low, codes_high), strict=False):
         ax.set_title(" \u00d7 ".join(map(str, codes.grid)) + slice_note(n_dim))

@@ -40,7 +40,8 @@ def train_operator(
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=1e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs)
     trainer = Trainer(model=model, n_epochs=n_epochs, device=device, data_processor=processor, verbose=False)
-    with warnings.catch_warnings(), tqdm(total=len(loader) * n_epochs, desc="operator", unit="step", disable=not progress) as bar:
+    bar = tqdm(total=len(loader) * n_epochs, desc="operator", unit="step", disable=not progress)
+    with warnings.catch_warnings(), bar:
 
         def advance(*_: Any) -> None:
             bar.update()
@@ -64,4 +65,3 @@ def predict(model: nn.Module, processor: DefaultDataProcessor, x: Tensor, device
         sample = processor.preprocess({"x": x, "y": x})
         prediction, _ = processor.postprocess(model(sample["x"].to(device)), sample)
     return prediction.cpu()
-

@@ -93,7 +93,8 @@ class Problem(BaseModel, ABC):
 
     def operator(self, grid: Sequence[int]) -> nn.Module:
         """The operator, not trained."""
-        return FNO(n_modes=tuple(min(n, size // 2) for n, size in zip(self.operator_modes, grid, strict=True)), **self._sizes())
+        n_modes = tuple(min(n, size // 2) for n, size in zip(self.operator_modes, grid, strict=True))
+        return FNO(n_modes=n_modes, **self._sizes())
 
     def autoencoder(self) -> SpectralSAE:
         """The autoencoder, not trained."""

@@ -54,7 +54,8 @@ class Result:
             ),
             **code_consistency(self.sae, coarse, fine),
         }
-        numbers["activation_consistency"] = pearson(coarse, self.sae.basis.restrict(fine, coarse.shape[2:]))
+        area = self.sae.basis.quadrature(coarse.shape[2:], like=coarse)
+        numbers["activation_consistency"] = pearson(coarse, self.sae.basis.restrict(fine, coarse.shape[2:]), area)
         numbers[f"{self.problem.operator_name.lower()}_relative_l2"] = numbers["loss_clean"]
         return numbers
 
@@ -90,8 +91,8 @@ class Result:
             predicted: prediction[shown],
             f"activation of {self.problem.site}": self.activations["coarse"][0],
         }
-        same = self.problem.inputs == self.problem.outputs
-        return figures.fields_figure(fields, basis=self.sae.basis, shared=[(before, truth, predicted) if same else (truth, predicted)])
+        compared = (before, truth, predicted) if self.problem.inputs == self.problem.outputs else (truth, predicted)
+        return figures.fields_figure(fields, basis=self.sae.basis, shared=[compared])
 
     def report(self, path: Path, metrics: dict[str, Any]) -> None:
         """Write the page."""
