@@ -118,8 +118,8 @@ plt.suptitle("vorticity in units of its standard deviation")
 plt.show()
 
 # %%
-# Is that so everywhere, or only in the picture? The correlation of the size of the change with the concept's own code, and with
-# the code of the other one, over all held-out states and weighted by area.
+# Is that so everywhere, or only in the picture? The correlation of the size of the change with the concept's own code, and
+# with the code of the other one, over all held-out states and weighted by area.
 
 with torch.no_grad():
     maps = sae.encode(held_out).to_dense()

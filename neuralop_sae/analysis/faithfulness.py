@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -77,8 +78,9 @@ def faithfulness(
         if "y" not in batch:
             raise ValueError(f"batches need the target under 'y'; got the keys {sorted(batch)}")
     activations = capture(model, site, batches, data_processor=data_processor)
-    weights = sae.basis.quadrature(activations.shape[2:], like=activations).double()
-    mean = (activations.double() * weights).flatten(2).sum(2).mean(0)
+    steps, grid = activations.shape[2 : -sae.basis.n_dim], activations.shape[-sae.basis.n_dim :]
+    weights = sae.basis.quadrature(grid, like=activations).double()
+    mean = (activations.double() * weights).flatten(2).sum(2).mean(0) / math.prod(steps)
     conditions: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "clean": nullcontext,
         "spliced": lambda: splice(model, site, sae, keep_error=False),

@@ -111,7 +111,7 @@ def hooked(model: nn.Module, site: Site, function: Callable[[Tensor], Tensor | N
         if site.nth is not None and nth != site.nth:
             return None
         firings.acted += 1
-        entry = _entry(output, site)
+        entry = entry_of(output, site)
         try:
             field = to_field(entry, site.layout)
         except TypeError as error:
@@ -132,7 +132,7 @@ def _call_of(rule: SiteRule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> i
     return int(kwargs.get(name, args[position] if len(args) > position else 0))
 
 
-def _entry(output: Any, site: Site) -> Tensor:
+def entry_of(output: Any, site: Site) -> Tensor:
     """The tensor at a site, of what its module returns."""
     entry = output
     if site.output is not None:

@@ -36,6 +36,9 @@ class Stage:
         Whether a change of resolution in the submodule does not reach the stages that follow.
     frozen : bool, optional
         Whether it runs without gradient.
+    outputs : sequence of int or str, optional
+        Where the submodule returns a tuple, a list or a mapping: the entries that are activations. Each is a site
+        ``"path[entry]"``.
     """
 
     path: str
@@ -45,6 +48,7 @@ class Stage:
     once: bool = False
     branch: bool = False
     frozen: bool = False
+    outputs: Sequence[int | str] = ()
 
 
 Stages = Callable[[Any, int], Sequence["str | Stage"]]
@@ -67,7 +71,7 @@ class SiteRule:
     call_argument : (str, int), optional
         Name and position of the argument of ``forward`` that tells calls apart; None if there is one call.
     n_calls : str, optional
-        Attribute of the module that holds the number of calls.
+        Attribute of the module that holds the number of calls. A submodule that runs in several of them is one site.
     output : str or callable, optional
         Layout of what the module returns, or a function of the module that gives it. By default the layout of the
         place where it runs, at first ``"batch channels ..."``.

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from tltorch.factorized_tensors.core import FactorizedTensor
 from torch import nn
 
 from . import operators  # noqa: F401  # fills the table of rules
@@ -182,6 +183,8 @@ def resolve_site(model: nn.Module, name: str) -> Site:
             base, nth = f"{base}.{nth}", None
         if nth is not None:
             attributes |= {"nth": int(nth), "repeats": None}
+        if base not in sites:
+            base = f"{base}[{output}]"  # an entry that the rule of the class names
         if base in sites:
             return Site(name, **(sites[base].__dict__ | attributes))
     close = get_close_matches(name, sites, n=1)
@@ -204,11 +207,12 @@ def _walk(module: nn.Module, place: Site) -> Iterator[Site]:
 
 def _walk_known(module: nn.Module, rule: SiteRule, place: Site) -> Iterator[Site]:
     place = _at(place, "", n_dim=getattr(module, rule.n_dim, place.n_dim))
-    scale = place.scale
+    scale, listed = place.scale, set[str]()
     for call in range(getattr(module, rule.n_calls) if rule.n_calls else 1):
         for stage in rule.stages_of(module, call):
             sites, after = _stage_sites(module, stage, place, scale)
-            yield from sites
+            yield from (site for site in sites if site not in listed)
+            listed.update(sites)
             scale = scale if stage.branch else after
         if rule.call_argument is not None:
             yield _at(place, str(call), path=place.path, index=call, scale=scale)
@@ -235,7 +239,10 @@ def _stage_sites(
         # A spectral convolution changes the grid for itself and all that follows in the operator.
         factor = getattr(child, "resolution_scaling_factor" if rule is None else str(rule.scaling), None)
         scale = _times(place.scale, factor, place.n_dim)
-    if _is_called(child):
+    if stage.outputs:
+        whole = _output_at(child, _at(place, "", scale=scale))
+        sites += [Site(f"{whole}[{entry}]", **(whole.__dict__ | {"output": entry})) for entry in stage.outputs]
+    elif _is_called(child):
         sites.append(_output_at(child, _at(place, "", scale=scale)))
     elif stage.once and sites:
         sites[-1] = Site(str(place), **sites[-1].__dict__)
@@ -265,8 +272,8 @@ def _times(scale: tuple[float, ...], factor: Any, n_dim: int | None) -> tuple[fl
 
 
 def _is_called(module: nn.Module) -> bool:
-    """Whether a call of the module is a site: not a container, and not told apart by calls."""
+    """Whether a call of the module is a site: not a container, not a weight, and not told apart by calls."""
     rule = rule_of(module)
-    if rule is not None and rule.call_argument is not None:
+    if isinstance(module, FactorizedTensor) or (rule is not None and rule.call_argument is not None):
         return False
     return type(module).forward is not nn.Module.forward

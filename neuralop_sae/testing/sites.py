@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attach.capture import capture
-from ..attach.hooks import eval_mode
+from ..attach.hooks import entry_of, eval_mode
 from ..attach.inputs import call_model
 from ..attach.interventions import Replacement, replace_activation
 from ..attach.rules import original_module
@@ -154,7 +154,10 @@ def _calls_of(site: Site, sites: list[Site], calls: Calls) -> list[tuple[int, An
 def _check_layout(site: Site, captured: Tensor, outputs: list[Any]) -> None:
     """The captured field against the module's own outputs, axis by axis."""
     what = f"{site}: captured activation"
-    require(all(isinstance(output, Tensor) for output in outputs), what, f"the module returns {type(outputs[0]).__name__}")
+    try:
+        outputs = [entry_of(output, site) for output in outputs]
+    except TypeError as error:
+        raise AssertionError(f"{what}: {error}, or in the rule as Stage(outputs=...)") from error
     known = "..." not in site.axes
     require(not known or captured.ndim == len(site.axes), what, f"shape {tuple(captured.shape)}, axes {site.axes}")
     steps = captured.unbind(2) if site.repeats is not None else (captured,)

@@ -6,6 +6,7 @@ from neuralop.models import FNO
 
 import neuralop_sae as ns
 from neuralop_sae.analysis.faithfulness import mean_relative_l2
+from neuralop_sae.attach.sites import register_sites
 from neuralop_sae.layers import FourierBasis
 
 
@@ -58,6 +59,23 @@ def test_a_perfect_autoencoder_recovers_everything(operator):
     result = ns.faithfulness(operator, "fno_blocks.0", Perfect(), {"x": x, "y": y})
     assert result["loss_spliced"] == result["loss_clean"]
     assert result["loss_recovered"] == result["loss_recovered_mean"] == 1.0
+
+
+def test_a_site_that_runs_once_per_step():
+    class Steps(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = torch.nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.cell(self.cell(x).tanh())
+
+    register_sites(Steps)(lambda module, call: (ns.Stage("cell", repeats="step"),))
+    model, x, y = Steps(), torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    sae = ns.SAEFNO(3, 8, (3, 3))
+    result = ns.faithfulness(model, "cell", sae, {"x": x, "y": y})
+    mean = ns.capture(model, "cell", x).mean((0, 2, 3, 4)).view(1, 3, 1, 1).expand_as(y)
+    assert result["loss_mean_ablated"] == pytest.approx(float(mean_relative_l2(mean, y).mean()), rel=1e-5)
 
 
 def test_neuralop_loaders_processors_and_losses(operator):

@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 import torch
 from neuralop import models
+from neuralop.layers.spectral_convolution import SpectralConv
 from neuralop.models import FNO, TFNO
 from torch import Tensor, nn
 
+from neuralop_sae.attach import rules
 from neuralop_sae.attach.capture import capture
 from neuralop_sae.attach.interventions import replace_activation
 from neuralop_sae.attach.padding import unpadded_slices
+from neuralop_sae.attach.rules import Stage
 from neuralop_sae.attach.sites import Site, find_sites, register_sites, resolve_site
+from neuralop_sae.testing import check_sites
 
 
 def make_fno(kind: type = FNO, dims: int = 2, **options: Any) -> Any:
@@ -131,7 +135,7 @@ def test_a_rule_tells_the_calls_of_a_new_layer_apart() -> None:
 
     @register_sites(Steps, call_argument=("step", 1), n_calls="n_steps")
     def _(module: nn.Module, call: int) -> Sequence[str]:
-        return ("cell",) if call == 0 else ()
+        return ("cell",)
 
     class Derived(Steps):
         pass
@@ -221,6 +225,29 @@ def test_outputs_of_other_types_have_sites_by_index_or_key(kind: str, name: str)
         capture(model, "inner[7]", x)
     with pytest.raises(TypeError, match="no output c, but"):
         capture(model, "inner[c]", x)
+
+
+@pytest.mark.parametrize(("kind", "entry"), [("tuple", 1), ("dict", "b")])
+def test_a_rule_names_the_entries_that_are_activations(kind: str, entry: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "site_rules", copy.deepcopy(rules.site_rules))
+
+    class Operator(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.out = Structured(kind), nn.Conv1d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.inner(x)[entry])
+
+    register_sites(Operator)(lambda module, call: (Stage("inner", outputs=(entry,)), "out"))
+    model, x = Operator(), torch.randn(3, 2, 4)
+    assert check_sites(model, x) == find_sites(model) == [f"inner[{entry}]", "out"]
+    assert torch.equal(capture(model, f"inner[{entry}]", x), model.inner.linear(x))
+    assert resolve_site(model, f"inner.0[{entry}]").nth == 0
+
+
+def test_weights_are_no_sites() -> None:
+    assert find_sites(nn.ModuleDict({"conv": SpectralConv(2, 2, (4,), factorization="cp")})) == ["conv"]
 
 
 def test_the_kth_call_of_any_module() -> None:
