@@ -19,8 +19,9 @@ class Meaning(NamedTuple):
     sentence: str
 
 
-_FIDELITY, _SPARSITY, _DICTIONARY, _GRIDS = (
+_FIDELITY, _ROLLOUTS, _SPARSITY, _DICTIONARY, _GRIDS = (
     "Fidelity",
+    "Rollouts",
     "Sparsity",
     "Dictionary",
     "Across grids and references",
@@ -51,6 +52,19 @@ MEANINGS = {
         False,
         "Error of the operator with the layer replaced by its copy.",
     ),
+    "rollout_clean": Meaning(
+        _ROLLOUTS,
+        "Operator",
+        False,
+        "Error when the operator has been applied to its own output to the end.",
+    ),
+    "rollout_spliced": Meaning(
+        _ROLLOUTS,
+        "Through concepts",
+        False,
+        "The same with the layer replaced by its copy at every step.",
+    ),
+    "rollout_persistence": Meaning(_ROLLOUTS, "No change", False, "The same if the first state stayed as it is."),
     "relative_l2": Meaning(
         _FIDELITY,
         "Relative L2 error",

@@ -84,7 +84,7 @@ class ShallowWater(Flow):
     inputs = outputs = ("geopotential", "vorticity", "divergence")
     pictured = 1
     operator_name = "SFNO"
-    time_unit = "hours"
+    time_unit = "h"
 
     resolutions: tuple[tuple[int, int], tuple[int, int]] = ((33, 64), (65, 128))
     lead_time: float = 1.0
