@@ -1,7 +1,7 @@
 """Run every script of this folder, one after the other, and write RESULTS.md from what they found.
 
-``python examples/reproduction/run_all.py`` takes at most ten minutes per script on two cores; ``--only recovery`` runs one and takes
-the others' results as they are.
+``python examples/reproduction/run_all.py`` takes at most ten minutes per script on two cores; ``--only recovery`` runs one
+and takes the results of the others as they are.
 """
 
 from __future__ import annotations
