@@ -17,7 +17,8 @@ import typer
 from common import RESULTS, Quick
 
 HERE = Path(__file__).parent
-SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("common", "run_all"))
+SHARED = ("common", "fidelity", "run_all")
+SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in SHARED)
 
 HEADER = """# What the method's claims come to here
 
