@@ -7,6 +7,7 @@ from .analysis.evaluate import code_consistency, evaluate
 from .analysis.faithfulness import faithfulness
 from .analysis.report import report
 from .attach.capture import capture
+from .attach.control import random_control
 from .attach.interventions import ablate, replace_activation, splice, steer
 from .attach.rules import Stage, register_sites
 from .attach.sites import Site, find_sites
@@ -33,15 +34,33 @@ from .layers import (
     register_concept_rule,
     register_domain_rule,
 )
-from .models import SAE, SAEFNO, SAESFNO, SAETFNO, Compression, SAEOutput, SAEPointwise, compress, load
+from .models import (
+    PCA,
+    SAE,
+    SAECNN,
+    SAEFNO,
+    SAEMLP,
+    SAESFNO,
+    SAETFNO,
+    Compression,
+    FieldPCA,
+    Lifted,
+    SAEOutput,
+    SAEPointwise,
+    compress,
+    load,
+)
 from .registry import load_plugins
 from .training.trainer import TrainingConfig, TrainingHistory, train
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PCA",
     "SAE",
+    "SAECNN",
     "SAEFNO",
+    "SAEMLP",
     "SAESFNO",
     "SAETFNO",
     "All",
@@ -51,9 +70,11 @@ __all__ = [
     "ConceptRule",
     "Convolution",
     "DomainRule",
+    "FieldPCA",
     "FourierBasis",
     "Identity",
     "JumpReLU",
+    "Lifted",
     "LocalTopK",
     "Rectify",
     "SAEOutput",
@@ -76,6 +97,7 @@ __all__ = [
     "faithfulness",
     "find_sites",
     "load",
+    "random_control",
     "register_basis",
     "register_concept_layer",
     "register_concept_rule",

@@ -149,7 +149,9 @@ def test_problems_refuse_what_they_do_not_know():
         Darcy(n_concept=3)
 
 
-@pytest.fixture(scope="module", params=[WEATHER, pytest.param(TURBULENCE, marks=pytest.mark.slow)], ids=lambda problem: problem.key)
+@pytest.fixture(
+    scope="module", params=[WEATHER, pytest.param(TURBULENCE, marks=pytest.mark.slow)], ids=lambda problem: problem.key
+)
 def flow(request, tmp_path_factory):
     output = tmp_path_factory.mktemp("flow")
     return request.param, output, quickstart(output, request.param, progress=False, say=lambda line: None)

@@ -128,7 +128,7 @@ def atom_spectra(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[int
     shape : sequence of int, optional
         Grid on which the atoms are evaluated. By default the smallest that holds all modes.
     """
-    shape = sae.basis.smallest_grid() if shape is None else shape
+    shape = sae.atom_grid if shape is None else shape
     basis = sae.basis.resolved_by(shape)
     written = sae.atoms(concepts, shape).detach().cpu().double()
     impulse = sae.basis.synthesis(sae.basis.impulse(like=written), shape)

@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from neuralop.layers.skip_connections import skip_connection
+from tltorch.factorized_tensors.core import FactorizedTensor
 from torch import Tensor, nn
 
 from .basis import SpectralBasis
+from .concept_layer import ConceptLayer
 from .conv_modules import convolution_of
-from .exchange import ALONE, Exchange
+from .convolutions import Convolution
+from .exchange import Exchange
 from .factorized import MixedKernels
 from .kernels import Kernels, kernels_of
 from .moments import Energies, EnergyForm, Spectrum, energies, kernel_norms
@@ -26,11 +28,11 @@ from .rows import take_rows
 from .selection import Selection
 
 
-class _ConceptLayer(nn.Module):
+class _SpectralLayer(ConceptLayer):
     """What encoder and decoder share: the neuralop layers, seen concept by concept."""
 
     concept_axis: int
-    exchange: Exchange = ALONE
+    n_concepts: int
 
     def __init__(
         self,
@@ -38,23 +40,19 @@ class _ConceptLayer(nn.Module):
         out_channels: int,
         n_modes: Sequence[int],
         *,
-        conv_module: str | type[nn.Module] = "SpectralConv",
+        conv_module: str | type[nn.Module] | Convolution = "SpectralConv",
         conv_options: Mapping[str, Any] | None = None,
         skip: str | None = "linear",
         factorization: str | None = None,
         rank: float | int | Sequence[int] = 1.0,
     ) -> None:
-        super().__init__()
-        if skip not in ("linear", None):
-            raise ValueError(f"unknown skip {skip!r}; known: 'linear' (pointwise, as in an FNO block) or None")
-        self.n_modes = tuple(n_modes)
-        self.convolution = convolution_of(conv_module, n_modes, conv_options)
-        self.basis: SpectralBasis = self.convolution.basis
-        self.multiplicity = math.prod(self.basis.mode_shape) // math.prod(self.convolution.kernel_shape)
+        convolution = convolution_of(conv_module, n_modes, conv_options)
         channels, concepts = (in_channels, out_channels) if self.concept_axis else (out_channels, in_channels)
-        ranks = self._explicit_rank(factorization, rank, channels, concepts) if factorization else 1.0
-        self.conv = self.convolution.make(in_channels, out_channels, factorization=factorization, rank=ranks)
-        self.skip = skip_connection(in_channels, out_channels, self.basis.n_dim, skip_type=skip) if skip else None
+        ranks = self._explicit_rank(factorization, rank, channels, concepts, convolution) if factorization else 1.0
+        super().__init__(in_channels, out_channels, convolution, skip=skip, factorization=factorization, rank=ranks)
+        _check_weight(self.conv)
+        self.n_modes = tuple(n_modes)
+        self.multiplicity = math.prod(self.basis.mode_shape) // math.prod(convolution.kernel_shape)
         self.kernels.lay_out_()
         if isinstance(self.kernels, MixedKernels):
             self.kernels.reset_((channels * self.kernels.n_modes) ** -0.5)
@@ -64,7 +62,12 @@ class _ConceptLayer(nn.Module):
         self._forms: dict[tuple[object, ...], EnergyForm] = {}
 
     def _explicit_rank(
-        self, factorization: str, rank: float | int | Sequence[int], n_channels: int, n_concepts: int
+        self,
+        factorization: str,
+        rank: float | int | Sequence[int],
+        n_channels: int,
+        n_concepts: int,
+        convolution: Convolution,
     ) -> int | tuple[int, ...]:
         """Ranks in the order of this layer's axes, from those in the encoder's."""
         if isinstance(rank, Sequence) and self.concept_axis == 0:
@@ -74,7 +77,7 @@ class _ConceptLayer(nn.Module):
             rank,
             n_channels=n_channels,
             n_concepts=n_concepts,
-            mode_shape=self.convolution.kernel_shape,
+            mode_shape=convolution.kernel_shape,
             axis=self.concept_axis,
         )
 
@@ -92,17 +95,29 @@ class _ConceptLayer(nn.Module):
         return take_rows(self.skip.conv.weight, concepts, 1 - self.concept_axis).squeeze(-1)
 
     @property
-    def _pointwise(self) -> Tensor | None:
+    def pointwise(self) -> Tensor | None:
         """All pointwise parts, ``(p, m)``, without gradient."""
         skip = self.skip_rows(slice(None))
         return None if skip is None else skip.detach()
 
-    @torch.no_grad()
-    def zero_bias(self) -> None:
-        """Set the bias to zero."""
-        self.conv.bias.zero_()
+    def concept_axes(self) -> dict[str, int]:
+        """Names of parameters that hold something for each concept, with the axis that counts concepts; empty where a factor
+        stored as pairs of reals is a view of its parameter."""
+        owned, axis = self.kernels.concept_tensor
+        axes = {name: axis for name, parameter in self.named_parameters() if parameter is owned}
+        if not axes:
+            return {}
+        if self.concept_axis:
+            axes["conv.bias"] = 0
+        return axes if self.skip is None else axes | {"skip.conv.weight": 1 - self.concept_axis}
 
-    def _form(self, shape: Sequence[int] | None) -> EnergyForm:
+    def divide(self, n_concepts: int, exchange: Exchange) -> None:
+        """Become a shard: the tensors of :meth:`concept_axes` hold so many concepts by now."""
+        self.kernels.resize_(n_concepts)
+        self.n_concepts, self.exchange = n_concepts, exchange
+
+    def energy_form(self, shape: Sequence[int] | None) -> EnergyForm:
+        """The energy form of the basis on a grid (None: on the continuum), made once."""
         like = self.conv.bias
         key = (None if shape is None else tuple(shape), like.device, like.dtype)
         if key not in self._forms:
@@ -111,13 +126,19 @@ class _ConceptLayer(nn.Module):
                 self._forms[key] = EnergyForm(self.basis, shape, like.detach())
         return self._forms[key]
 
-    def dense_forward(self, field: Tensor) -> Tensor:
-        """All concepts through the neuralop layers, ``(B, in, *grid)`` -> ``(B, out, *grid)``."""
-        out = self.convolution.dense(self.conv, field)
-        return out if self.skip is None else out + self.skip(field)
+
+def _check_weight(conv: nn.Module) -> None:
+    """TypeError unless a layer holds its weight as concepts are read from it."""
+    weight = getattr(conv, "weight", None)
+    if not isinstance(weight, FactorizedTensor):
+        raise TypeError(
+            f"{type(conv).__name__}.weight is a {type(weight).__name__}: concepts are read from a FactorizedTensor (tltorch) "
+            "of shape (in, out, *kernel_shape), as neuralop's SpectralConv has. Hold the weight in one, or give the "
+            "Convolution an encoder and a decoder of its own; a class that is not registered works on the dense path"
+        )
 
 
-class ConceptEncoder(_ConceptLayer):
+class ConceptEncoder(_SpectralLayer):
     """Scalar pre-codes of p concepts, ``z_c = sum_i E_ic * x_i + sum_i P_ic x_i + b_c``.
 
     Parameters
@@ -144,8 +165,8 @@ class ConceptEncoder(_ConceptLayer):
 
     def energies(self, spectrum: Spectrum) -> Energies:
         """Mean and mean square of every pre-code, with no inverse transform; see :mod:`~neuralop_sae.layers.moments`."""
-        form = self._form(spectrum.grid)
-        return energies(self.kernels, self._pointwise, self.conv.bias.detach().flatten(), spectrum, self.basis, form)
+        form = self.energy_form(spectrum.grid)
+        return energies(self.kernels, self.pointwise, self.conv.bias.detach().flatten(), spectrum, self.basis, form)
 
     @torch.no_grad()
     def copy_adjoint(self, decoder: ConceptDecoder) -> None:
@@ -156,20 +177,23 @@ class ConceptEncoder(_ConceptLayer):
 
     def gather(self, spectrum: Spectrum, selection: Selection) -> Tensor:
         """Pre-codes of the selected pairs, with gradient, ``(n, *grid)``."""
-        grid = spectrum.grid
         spectral = self.kernels.respond(spectrum.coefficients, selection)
         bias = take_rows(self.conv.bias, selection.concept).flatten()
-        spectral = spectral + bias[:, None] * self._form(grid).ones
-        codes = self.basis.synthesis(spectral.reshape(-1, *self.basis.mode_shape), grid)
-        skip = self.skip_rows(selection.concept)
-        if skip is None:
-            return codes
-        slots = selection.to_slots(codes.flatten(1))
-        slots = torch.baddbmm(slots, selection.to_slots(skip), spectrum.field.flatten(2))
-        return selection.to_rows(slots).reshape(codes.shape)
+        spectral = spectral + bias[:, None] * self.energy_form(spectrum.grid).ones
+        return on_grid(spectral, self.skip_rows(selection.concept), spectrum, selection, self.basis)
 
 
-class ConceptDecoder(_ConceptLayer):
+def on_grid(spectral: Tensor, skip: Tensor | None, spectrum: Spectrum, selection: Selection, basis: SpectralBasis) -> Tensor:
+    """Pre-codes ``(n, *grid)`` of the selected pairs, from their coefficients ``(n, K)`` and pointwise parts ``(n, m)``."""
+    codes = basis.synthesis(spectral.reshape(-1, *basis.mode_shape), spectrum.grid)
+    if skip is None:
+        return codes
+    slots = selection.to_slots(codes.flatten(1))
+    slots = torch.baddbmm(slots, selection.to_slots(skip), spectrum.field.flatten(2))
+    return selection.to_rows(slots).reshape(codes.shape)
+
+
+class ConceptDecoder(_SpectralLayer):
     """Fields written by p concepts, ``x_i = sum_c W_ci * a_c + sum_c V_ci a_c + b_i``. Parameters as for
     :class:`ConceptEncoder`."""
 
@@ -192,7 +216,7 @@ class ConceptDecoder(_ConceptLayer):
         coefficients = self.basis.analysis(codes).flatten(1)
         modes = self.kernels.write(coefficients, selection).transpose(1, 2)
         if with_bias:
-            modes = modes + self.exchange.share(self.conv.bias).flatten()[:, None] * self._form(grid).ones
+            modes = modes + self.exchange.share(self.conv.bias).flatten()[:, None] * self.energy_form(grid).ones
         if self.skip is None:  # coefficients are all that has to travel between shards
             modes = self.exchange.sum(modes)
         field = self.basis.synthesis(modes.reshape(selection.n_samples, -1, *self.basis.mode_shape), grid)
@@ -213,13 +237,13 @@ class ConceptDecoder(_ConceptLayer):
     @torch.no_grad()
     def scale_spectral(self, norm: float) -> None:
         """Scale each concept's spectral part so that its own impulse response has this L2 norm."""
-        norms = kernel_norms(self.kernels, None, self._form(None)).clamp_min(1e-12)
+        norms = kernel_norms(self.kernels, None, self.energy_form(None)).clamp_min(1e-12)
         self.kernels.scale_(norm / norms)
 
     def kernel_norms(self) -> Tensor:
         """L2 norm of each concept's kernel over all channels, ``(p,)``: of its atom where concepts commute with translations;
         for a concept with a pointwise part alone it is ``|V_c|``. See :func:`~neuralop_sae.layers.moments.kernel_norms`."""
-        return kernel_norms(self.kernels, self._pointwise, self._form(None))
+        return kernel_norms(self.kernels, self.pointwise, self.energy_form(None))
 
     def atoms(self, concepts: Tensor, shape: Sequence[int], *, pointwise: bool = True) -> Tensor:
         """What each concept writes for the unit impulse in the middle of the domain, ``(n, m, *shape)``; with or without its

@@ -16,17 +16,17 @@ from .opaque import Opaque
 
 
 def convolution_of(
-    conv_module: str | type[nn.Module], n_modes: Sequence[int], options: Mapping[str, Any] | None = None
+    conv_module: str | type[nn.Module] | Convolution, n_modes: Sequence[int], options: Mapping[str, Any] | None = None
 ) -> Convolution:
     """The convolution that a model asks for.
 
     Parameters
     ----------
-    conv_module : str or type
+    conv_module : str, type or Convolution
         Name of a registered concept layer ("SpectralConv", "SphericalConv", ...) or its class; name of a registered basis
         ("cosine"), over which neuralop's weights are then used; or any class with the signature of neuralop's
         ``conv_module``, which works on the dense path. Such a class is named "module.Class" in a saved model, whose module
-        has to be imported before loading.
+        has to be imported before loading. A Convolution is given back as it is.
     n_modes : sequence of int
         As in neuralop.
     options : mapping, optional
@@ -39,6 +39,8 @@ def convolution_of(
     TypeError
         If `conv_module` is neither a name nor a class of modules.
     """
+    if isinstance(conv_module, Convolution):
+        return conv_module
     options = dict(options or {})
     found = _find(conv_module)
     try:
@@ -49,9 +51,11 @@ def convolution_of(
 
 
 def name_of_module(conv_module: str | type[nn.Module]) -> str:
-    """`conv_module` as plain data, for a config."""
+    """`conv_module` as plain data, for a config; TypeError if it is neither a name nor a class of modules."""
     if isinstance(conv_module, str):
         return conv_module
+    if not (isinstance(conv_module, type) and issubclass(conv_module, nn.Module)):
+        raise TypeError(f"conv_module is a name or a class of modules, got {conv_module!r}")
     known = [concept_layers.get(name) for name in concept_layers if concept_layers.get(name).conv_module is conv_module]
     return conv_module.__name__ if known else f"{conv_module.__module__}.{conv_module.__qualname__}"
 
@@ -63,8 +67,6 @@ def _find(conv_module: str | type[nn.Module]) -> Callable[..., Convolution]:
         if conv_module in bases:
             return _over(bases.get(conv_module))
         conv_module = _imported(conv_module)
-    if not (isinstance(conv_module, type) and issubclass(conv_module, nn.Module)):
-        raise TypeError(f"conv_module is a name or a class of modules, got {conv_module!r}")
     name = name_of_module(conv_module)
     if name in concept_layers:
         return concept_layers.get(name)

@@ -48,7 +48,8 @@ class Convolution(ABC):
     kernel_shape : tuple of int
         Modes of a weight: the first axes of the basis's ``mode_shape``. Coefficients along the others share a weight.
     encoder, decoder : type or None
-        Concept layers other than those of this package.
+        Concept layers other than those of this package, called as ``encoder(channels, n_concepts, n_modes, conv_module=self,
+        skip=..., factorization=..., rank=...)``.
     """
 
     conv_module: type[nn.Module]
@@ -76,8 +77,14 @@ class Convolution(ABC):
 
 
 def register_concept_layer(conv_module: type[nn.Module]) -> Callable[[C], C]:
-    """Decorator that adds the :class:`Convolution` of a class of layers, under the name of the class; ValueError if the name
-    is taken.
+    """Decorator that adds the :class:`Convolution` of a class of layers, under the name of the class.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken.
+    TypeError
+        If what is decorated is no subclass of :class:`Convolution`.
 
     Examples
     --------
@@ -86,6 +93,11 @@ def register_concept_layer(conv_module: type[nn.Module]) -> Callable[[C], C]:
     """
 
     def add(convolution: C) -> C:
+        if not (isinstance(convolution, type) and issubclass(convolution, Convolution)):
+            raise TypeError(
+                f"@register_concept_layer({conv_module.__name__}) decorates a subclass of neuralop_sae.Convolution, which "
+                f"says how {conv_module.__name__} holds concepts; got {convolution!r}"
+            )
         convolution.conv_module = conv_module
         return concept_layers.register(conv_module.__name__)(convolution)  # type: ignore[return-value]
 

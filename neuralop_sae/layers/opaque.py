@@ -7,16 +7,14 @@ first try and small dictionaries; a :class:`~neuralop_sae.layers.convolutions.Co
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from neuralop.layers.skip_connections import skip_connection
 from torch import Tensor, nn
 
-from .basis import SpectralBasis
+from .concept_layer import ConceptLayer
 from .convolutions import Convolution
-from .exchange import ALONE, Exchange
 from .fourier import FourierBasis
 from .moments import Energies, Spectrum
 from .selection import Selection
@@ -24,11 +22,8 @@ from .selection import Selection
 _CHUNK = 64
 
 
-class _OpaqueLayer(nn.Module):
+class _OpaqueLayer(ConceptLayer):
     """What encoder and decoder share."""
-
-    kernels = None
-    exchange: Exchange = ALONE
 
     def __init__(
         self,
@@ -36,30 +31,13 @@ class _OpaqueLayer(nn.Module):
         out_channels: int,
         n_modes: Sequence[int],
         *,
-        conv_module: type[nn.Module],
-        conv_options: Mapping[str, Any] | None = None,
+        conv_module: Convolution,
         skip: str | None = "linear",
         factorization: str | None = None,
         rank: float | int | Sequence[int] = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(in_channels, out_channels, conv_module, skip=skip, factorization=factorization, rank=rank)
         self.n_modes = tuple(n_modes)
-        self.convolution = Opaque(conv_module, n_modes, **(conv_options or {}))
-        self.basis: SpectralBasis = self.convolution.basis
-        self.conv = self.convolution.make(in_channels, out_channels, factorization=factorization, rank=rank)
-        self.skip = skip_connection(in_channels, out_channels, self.basis.n_dim, skip_type=skip) if skip else None
-
-    def dense_forward(self, field: Tensor) -> Tensor:
-        """The layer on all concepts, ``(B, in, *grid)`` -> ``(B, out, *grid)``."""
-        out = self.conv(field)
-        return out if self.skip is None else out + self.skip(field)
-
-    @torch.no_grad()
-    def zero_bias(self) -> None:
-        """Set the bias to zero, where the convolution has one under neuralop's name."""
-        bias = getattr(self.conv, "bias", None)
-        if isinstance(bias, Tensor):
-            bias.zero_()
 
 
 class OpaqueEncoder(_OpaqueLayer):

@@ -175,7 +175,7 @@ class SphericalBasis(SpectralBasis):
     def smallest_grid(self) -> tuple[int, ...]:
         """See :meth:`SpectralBasis.smallest_grid`."""
         degrees = self.mode_shape[0]
-        return next(n for n in range(1, 2 * degrees + 2) if _GRIDS[self.grid][1](n) >= degrees), 2 * degrees
+        return next(n for n in range(2, 2 * degrees + 2) if _GRIDS[self.grid][1](n) >= degrees), 2 * degrees
 
     def resolved_by(self, shape: Sequence[int]) -> SphericalBasis:
         """See :meth:`SpectralBasis.resolved_by`: every degree that the grid holds."""

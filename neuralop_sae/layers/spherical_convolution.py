@@ -100,7 +100,10 @@ class _Transforms(SHT):
 
     def _transform(self, name: str, x: Tensor, dtype: torch.dtype, *args: Any, **kwargs: Any) -> Tensor:
         # Not a submodule: a cast of the layer must not cast tables that were made for another precision.
-        transform = getattr(self._handles.setdefault((dtype, x.device), SHT(dtype)), name)
+        key = (dtype, x.device)
+        if key not in self._handles:
+            self._handles[key] = SHT(dtype)
+        transform = getattr(self._handles[key], name)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 transform(torch.zeros(x.shape[-2:], dtype=x.dtype, device=x.device), *args, **kwargs)

@@ -154,6 +154,11 @@ class SAE(nn.Module, ABC):
     def atoms(self, concepts: Sequence[int] | Tensor, shape: Sequence[int]) -> Tensor:
         """What each concept writes for a unit impulse, ``(n, channels, *shape)``, in normalised units."""
 
+    @property
+    def atom_grid(self) -> tuple[int, ...]:
+        """A grid on which atoms are whole, so that their norms can be taken there."""
+        return self.basis.smallest_grid()
+
     @abstractmethod
     def kernel_norms(self) -> Tensor:
         """L2 norm of each concept's atom, ``(n_concepts,)``."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from neuralop.layers.fno_block import FNOBlocks
 from neuralop.models.base_model import BaseModel
 from torch import nn
 
+from ..layers.adjoint import TiedEncoder
 from ..layers.concepts import ConceptDecoder, ConceptEncoder
 from ..layers.conv_modules import convolution_of, name_of_module
 from ..layers.sparsity import ConceptRule, DomainRule, build_rule, concept_rules, domain_rules
+from ..layers.unrolled import UnrolledEncoder
 from .base import saes
+from .domain_size import on_domain
 from .spectral import SpectralSAE
 
 _SELECTIONS = ("energy", "two_stage", "exact")
-_KINDS = ("linear", "fno_block")
+_ENCODERS = ("linear", "fno_block", "tied", "unrolled")
+_DECODERS = ("linear", "fno_block")
 
 
 @saes.register("SAEFNO")
@@ -45,8 +49,13 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
         Which concepts are on in a sample.
     domain_rule : DomainRule, dict or str
         Where on the domain each is expressed.
-    encoder, decoder : {"linear", "fno_block"}
-        ``"fno_block"`` puts a neuralop FNOBlocks on the m channels before the concept encoder, or after the decoder.
+    encoder : {"linear", "fno_block", "tied", "unrolled"}
+        ``"linear"``: kernels E and P of its own. ``"fno_block"`` puts a neuralop FNOBlocks on the m channels before these.
+        ``"tied"``: the adjoint of the decoder, times a gain per concept, and b. ``"unrolled"``: `n_iterations` of proximal
+        gradient on the decoder, the rules being the proximal map and b a threshold; see
+        :mod:`neuralop_sae.layers.unrolled`.
+    decoder : {"linear", "fno_block"}
+        ``"fno_block"`` puts an FNOBlocks after the decoder.
     skip : {"linear", None}
         The pointwise part of every concept. Without it, modes alone describe activations worse than a pointwise SAE.
     code_grid : "input" or sequence of int
@@ -60,6 +69,10 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
         for, by estimated energy alone, or by true code norm among all.
     oversample : int
         See `selection`.
+    n_iterations : int
+        Of an unrolled encoder. Concepts are selected in each, by rules with thresholds and running statistics of their own.
+    accelerate : bool
+        Whether an unrolled encoder is FISTA instead of ISTA.
     factorization, rank
         Of the spectral weights, as in SpectralConv: None (dense), "Tucker", "CP", "TT".
     conv_module : str or type
@@ -101,6 +114,8 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
         code_grid: str | Sequence[int] = "input",
         selection: str = "two_stage",
         oversample: int = 3,
+        n_iterations: int = 4,
+        accelerate: bool = False,
         factorization: str | None = None,
         rank: float | int | Sequence[int] = 1.0,
         conv_module: str | type[nn.Module] = "SpectralConv",
@@ -108,37 +123,89 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
     ) -> None:
         super().__init__(in_channels, n_concepts)
         self.n_modes = (n_modes,) if isinstance(n_modes, int) else tuple(int(n) for n in n_modes)
-        for name, value, known in (
-            ("encoder", encoder, _KINDS),
-            ("decoder", decoder, _KINDS),
-            ("selection", selection, _SELECTIONS),
-        ):
-            if value not in known:
-                raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
-        if isinstance(oversample, bool) or not isinstance(oversample, int) or oversample < 1:
-            raise ValueError(f"oversample must be a positive int, got {oversample!r}")
         self.encoder, self.decoder, self.skip = encoder, decoder, skip
         self.selection, self.oversample = selection, oversample
+        self.n_iterations, self.accelerate = n_iterations, accelerate
         self.factorization, self.rank = factorization, rank
-        self.conv_options = dict(conv_options or {})
+        self.conv_module, self.conv_options = name_of_module(conv_module), dict(conv_options or {})
+        self._check_arguments()
         self._convolution = convolution_of(conv_module, self.n_modes, self.conv_options)
-        self.conv_module = name_of_module(conv_module)
-        found = self._convolution
-        layer: dict[str, Any] = {
-            "conv_module": found.conv_module if found.encoder else conv_module,
-            "conv_options": self.conv_options,
-        }
-        layer |= {"skip": skip, "factorization": factorization, "rank": rank}
-        encoder_layer, decoder_layer = self._convolution.encoder or ConceptEncoder, self._convolution.decoder or ConceptDecoder
-        self.concept_encoder = encoder_layer(in_channels, n_concepts, self.n_modes, **layer)
-        self.concept_decoder = decoder_layer(in_channels, n_concepts, self.n_modes, **layer)
+        self._make_concept_layers()
         self.n_dim = self.basis.n_dim
         self.code_grid = self._check_code_grid(code_grid)
         self.encoder_trunk = self._trunk(encoder)
         self.decoder_trunk = self._trunk(decoder)
-        self.concept_rule = build_rule(concept_rule, concept_rules, n_concepts)
-        self.domain_rule = build_rule(domain_rule, domain_rules, n_concepts)
+        n_earlier = n_iterations - 1 if encoder == "unrolled" else 0
+        (*earlier, last) = (
+            (build_rule(concept_rule, concept_rules, n_concepts), build_rule(domain_rule, domain_rules, n_concepts))
+            for _ in range(n_earlier + 1)
+        )
+        self.concept_rule, self.domain_rule = last
+        self.earlier_rules = nn.ModuleList(nn.ModuleList(pair) for pair in earlier)
         self.initialize_dictionary()
+
+    def _check_arguments(self) -> None:
+        for name, known in (("encoder", _ENCODERS), ("decoder", _DECODERS), ("selection", _SELECTIONS)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+        for name in ("oversample", "n_iterations"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        if self.encoder == "unrolled" and self.decoder != "linear":
+            raise ValueError(f"encoder='unrolled' takes residuals of a linear decoder, got decoder={self.decoder!r}")
+
+    def _make_concept_layers(self) -> None:
+        layer: dict[str, Any] = {
+            "skip": self.skip,
+            "factorization": self.factorization,
+            "rank": self.rank,
+            "conv_module": self._convolution,
+        }
+        sizes = (self.in_channels, self.n_concepts, self.n_modes)
+        if self.encoder not in ("tied", "unrolled"):
+            self.concept_encoder = (self._convolution.encoder or ConceptEncoder)(*sizes, **layer)
+        self.concept_decoder = (self._convolution.decoder or ConceptDecoder)(*sizes, **layer)
+        if self.encoder == "tied":
+            self.concept_encoder = TiedEncoder(self.concept_decoder)  # type: ignore[assignment]  # has its methods
+        elif self.encoder == "unrolled":
+            unrolled = UnrolledEncoder(self.concept_decoder, self.n_iterations, self.accelerate)
+            self.concept_encoder = unrolled  # type: ignore[assignment]
+
+    def on_domain(self, lengths: float | Sequence[float], domain: str = "physical") -> Self:
+        r"""A model like this one for fields on a periodic box of another length.
+
+        Sample fields with the grid step of training: on a box twice as long, 64 points become 128.
+
+        Parameters
+        ----------
+        lengths : float or sequence of float
+            How many times as long as the box of training the new one is, in all dimensions or in each. Any ratio.
+        domain : {"physical", "index"}
+            ``"physical"``: concepts keep their size. Kernels are zero outside their old box, and modes are indexed anew by
+            physical wavenumber, see :mod:`neuralop_sae.layers.domain_size`; there are as many more modes. ``"index"``: a copy.
+            Modes keep their numbers, so that concepts stretch with the box.
+
+        Returns
+        -------
+        SAEFNO
+            The new model. Rules are those of this one. A number of concepts per sample counts over the whole new box, and
+            scores are root mean squares over it.
+
+        Raises
+        ------
+        ValueError
+            For impossible arguments, and for models with factorised kernels, trunks or another basis than Fourier's.
+
+        Examples
+        --------
+        >>> import torch, neuralop_sae as ns
+        >>> sae = ns.SAEFNO(in_channels=2, n_concepts=8, n_modes=(9, 9))
+        >>> longer = sae.on_domain((2, 1))
+        >>> longer.n_modes, longer(torch.randn(1, 2, 48, 24)).codes.grid
+        ((19, 9), (48, 24))
+        """
+        return on_domain(self, lengths, domain)
 
     def _check_code_grid(self, code_grid: str | Sequence[int]) -> str | tuple[int, ...]:
         if isinstance(code_grid, str):
@@ -148,7 +215,7 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
         return self.basis.check_grid(code_grid)
 
     def _trunk(self, kind: str) -> nn.Module:
-        if kind == "linear":
+        if kind != "fno_block":
             return nn.Identity()
         block_module = self._convolution.block_module()
         return FNOBlocks(self.in_channels, self.in_channels, self.n_modes, n_layers=1, conv_module=block_module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,29 @@ from ..layers.exchange import ALONE, Exchange
 from ..layers.kernels import chunk_bytes
 from ..layers.selection import Selection
 from ..layers.sparsity import ConceptRule, DomainRule
+from ..layers.unrolled import Residual, UnrolledEncoder, take
 from .base import SAE, SAEOutput, full_precision
 
 _CHUNK_BYTES = 256 * 2**20
 _SPECTRAL_SHARE = 0.3
+
+
+class Rules(NamedTuple):
+    """The rules of one pass over a field."""
+
+    concept: ConceptRule
+    domain: DomainRule
+
+
+class Pass(NamedTuple):
+    """What a pass over a field gives: which concepts are on, the scores ``(B, p)`` that decided and an upper bound of them,
+    codes ``(n, *code_grid)`` and gates ``(n,)``."""
+
+    selection: Selection
+    scores: Tensor
+    bound: Tensor
+    values: Tensor
+    gates: Tensor | None
 
 
 class SpectralSAE(SAE):
@@ -30,7 +49,10 @@ class SpectralSAE(SAE):
     Attributes
     ----------
     concept_encoder, concept_decoder : ConceptEncoder, ConceptDecoder
-        The layers.
+        The layers, or others with their methods.
+    earlier_rules : nn.ModuleList
+        Rules of all passes but the last, as pairs (concept rule, domain rule): an unrolled encoder makes a pass for each of
+        its iterations, whose thresholds and running statistics are its own.
     encoder_trunk, decoder_trunk : nn.Module
         Operators on the m channels before and after them (the identity for linear kinds).
     """
@@ -41,6 +63,7 @@ class SpectralSAE(SAE):
     decoder_trunk: nn.Module
     concept_rule: ConceptRule
     domain_rule: DomainRule
+    earlier_rules: nn.ModuleList
     selection: str
     oversample: int
     code_grid: tuple[int, ...] | str
@@ -48,29 +71,24 @@ class SpectralSAE(SAE):
 
     def concept_axes(self) -> dict[str, int]:
         """See :meth:`SAE.concept_axes`."""
-        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        kernels = [layer.kernels for layer in (self.concept_encoder, self.concept_decoder)]
-        owned = [each.concept_tensor for each in kernels if each is not None]
-        axes = {name: axis for name, tensor in tensors.items() for mine, axis in owned if mine is tensor}
-        if len(axes) < len(kernels):
-            return {}  # a factor stored as pairs of reals is a view of its parameter, and some layers have no kernels
-        axes["concept_encoder.conv.bias"] = 0
-        for name, axis in (("concept_encoder.skip.conv.weight", 0), ("concept_decoder.skip.conv.weight", 1)):
-            if name in tensors:
-                axes[name] = axis
-        for name, tensor in tensors.items():
-            if name.startswith(("concept_rule.", "domain_rule.")) and tensor.ndim and len(tensor) == self.n_concepts:
+        layers = {"concept_encoder": self.concept_encoder, "concept_decoder": self.concept_decoder}
+        owned = {name: layer.concept_axes() for name, layer in layers.items()}
+        if not all(owned.values()):
+            return {}
+        axes = {f"{layer}.{name}": axis for layer, each in owned.items() for name, axis in each.items()}
+        for name, tensor in {**dict(self.named_parameters()), **dict(self.named_buffers())}.items():
+            of_rules = name.startswith(("concept_rule.", "domain_rule.", "earlier_rules."))
+            if of_rules and tensor.ndim and len(tensor) == self.n_concepts:
                 axes[name] = 0
         return axes
 
     def divide(self, n_concepts: int, exchange: Exchange) -> None:
         """See :meth:`SAE.divide`."""
-        self.n_concepts = n_concepts
+        self.n_concepts, self.exchange = n_concepts, exchange
         for layer in (self.concept_encoder, self.concept_decoder):
-            layer.kernels.resize_(n_concepts)
-            layer.n_concepts = n_concepts
-        for module in (self, self.concept_encoder, self.concept_decoder, self.concept_rule, self.domain_rule):
-            module.exchange = exchange
+            layer.divide(n_concepts, exchange)
+        for rules in self._passes():
+            rules.concept.exchange = rules.domain.exchange = exchange
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments as plain data; of the whole dictionary, if this is a shard."""
@@ -81,22 +99,16 @@ class SpectralSAE(SAE):
         """See :meth:`SAE.forward`. Dead concepts are ranked by their energy before rectification, and their pre-codes are
         rectified by a leaky ReLU, so that a wholly negative one still gets a gradient."""
         spectrum = self._analyse(x)
-        norms = self.kernel_norms()
-        estimate, bound = self._estimates(spectrum, norms)
-        selection, scores = self._rank(spectrum, norms, estimate, bound)
-        values, gates = self._express(spectrum, selection, scores)
-        codes = self._codes(values, selection)
-        reconstruction = self._decode(values, selection, x.shape[2:])
-        revived = None if dead is None else self._revive(spectrum, bound, dead, dead_k, x.shape[2:])
-        return SAEOutput(reconstruction, codes, scores, gates, revived)
+        out = self._infer(spectrum)
+        reconstruction = self._decode(out.values, out.selection, x.shape[2:])
+        revived = None if dead is None else self._revive(spectrum, out.bound, dead, dead_k, x.shape[2:])
+        return SAEOutput(reconstruction, self._codes(out.values, out.selection), out.scores, out.gates, revived)
 
     @full_precision
     def encode(self, x: Tensor) -> ConceptCodes:
         """Codes of a field ``(B, channels, *grid)``."""
-        spectrum = self._analyse(x)
-        norms = self.kernel_norms()
-        selection, scores = self._rank(spectrum, norms, *self._estimates(spectrum, norms))
-        return self._codes(self._express(spectrum, selection, scores)[0], selection)
+        out = self._infer(self._analyse(x))
+        return self._codes(out.values, out.selection)
 
     @full_precision
     def decode(self, codes: ConceptCodes, output_shape: Sequence[int] | None = None) -> Tensor:
@@ -114,51 +126,86 @@ class SpectralSAE(SAE):
         """The spectral basis of the concept layers."""
         return self.concept_encoder.basis
 
-    def _analyse(self, x: Tensor) -> Spectrum:
-        """The normalised field on the code grid, after the trunk, with its coefficients."""
+    def _field(self, x: Tensor) -> Tensor:
+        """The normalised field on the code grid, after the trunk."""
         field = self.normalize(x)
         grid = x.shape[2:] if isinstance(self.code_grid, str) else self.code_grid
-        return Spectrum.of(self.exchange.spread(self.encoder_trunk(self.basis.resample(field, grid))), self.basis)
+        return self.exchange.spread(self.encoder_trunk(self.basis.resample(field, grid)))
+
+    def _analyse(self, x: Tensor) -> Spectrum:
+        """The field with its coefficients, as the first pass reads it."""
+        spectrum, encoder = Spectrum.of(self._field(x), self.basis), self._unrolled
+        return spectrum if encoder is None else encoder.start(spectrum)
+
+    @property
+    def _unrolled(self) -> UnrolledEncoder | None:
+        encoder: nn.Module = self.concept_encoder
+        return encoder if isinstance(encoder, UnrolledEncoder) else None
+
+    @property
+    def _rules(self) -> Rules:
+        return Rules(self.concept_rule, self.domain_rule)
+
+    def _passes(self) -> list[Rules]:
+        """The rules of each pass over a field."""
+        return [*(Rules(*pair) for pair in self.earlier_rules), self._rules]  # type: ignore[misc]  # pairs are ModuleLists
+
+    def _infer(self, spectrum: Spectrum) -> Pass:
+        """All passes over a field: of the last one, but for the bound, which is of the first."""
+        norms, encoder, (first, *later) = self.kernel_norms(), self._unrolled, self._passes()
+        out = self._pass(spectrum, norms, first)
+        bound = out.bound
+        for rules in later:
+            assert encoder is not None
+            assert isinstance(spectrum, Residual)
+            spectrum = encoder.proceed(spectrum, out.selection, out.values)
+            out = self._pass(spectrum, norms, rules)
+        return out._replace(bound=bound)
+
+    def _pass(self, spectrum: Spectrum, norms: Tensor, rules: Rules) -> Pass:
+        estimate, bound = self._estimates(spectrum, norms, rules)
+        selection, scores = self._rank(spectrum, norms, estimate, bound, rules)
+        return Pass(selection, scores, bound, *self._express(spectrum, selection, scores, rules))
 
     def _codes(self, values: Tensor, selection: Selection) -> ConceptCodes:
         return ConceptCodes(selection.sample, selection.concept, values, selection.n_samples, selection.n_concepts, self.basis)
 
     @torch.no_grad()
-    def _estimates(self, spectrum: Spectrum, norms: Tensor) -> tuple[Tensor, Tensor]:
+    def _estimates(self, spectrum: Spectrum, norms: Tensor, rules: Rules | None = None) -> tuple[Tensor, Tensor]:
         """Scores of all concepts estimated from the moments of their pre-codes, and an upper bound of them, ``(B, p)``."""
-        return self._from_moments(self.concept_encoder.energies(spectrum), norms)
+        return self._from_moments(self.concept_encoder.energies(spectrum), norms, rules or self._rules)
 
-    def _from_moments(self, energies: Energies, norms: Tensor) -> tuple[Tensor, Tensor]:
-        estimate = self.domain_rule.estimate(energies.mean, energies.mean_square)
+    def _from_moments(self, energies: Energies, norms: Tensor, rules: Rules) -> tuple[Tensor, Tensor]:
+        estimate = rules.domain.estimate(energies.mean, energies.mean_square)
         return estimate.sqrt() * norms, energies.mean_square.sqrt() * norms
 
     @torch.no_grad()
-    def _rank(self, spectrum: Spectrum, norms: Tensor, estimate: Tensor, bound: Tensor) -> tuple[Selection, Tensor]:
+    def _rank(
+        self, spectrum: Spectrum, norms: Tensor, estimate: Tensor, bound: Tensor, rules: Rules | None = None
+    ) -> tuple[Selection, Tensor]:
         """Which concepts are on, and the scores ``(B, p)`` that decided."""
-        scores = estimate
+        rules, scores = rules or self._rules, estimate
         if self.selection == "exact":
-            scores = self._all_scores(spectrum, norms)
-        elif self._has_second_stage:
-            scores = self._scores(spectrum, self.concept_rule.shortlist(estimate, bound, self.oversample), norms)
-        return self.concept_rule.choose(scores), scores
+            scores = self._all_scores(spectrum, norms, rules)
+        elif self._has_second_stage(rules):
+            scores = self._scores(spectrum, rules.concept.shortlist(estimate, bound, self.oversample), norms, rules)
+        return rules.concept.choose(scores), scores
 
-    @property
-    def _has_second_stage(self) -> bool:
+    def _has_second_stage(self, rules: Rules) -> bool:
         """Whether candidates are ranked again by their true code norm: not where energy is exact or all are on."""
-        return self.selection == "two_stage" and self.domain_rule.rectifies and not self.concept_rule.takes_all
+        return self.selection == "two_stage" and rules.domain.rectifies and not rules.concept.takes_all
 
-    def _scores(self, spectrum: Spectrum, selection: Selection, norms: Tensor) -> Tensor:
+    def _scores(self, spectrum: Spectrum, selection: Selection, norms: Tensor, rules: Rules) -> Tensor:
         """True scores of the selected pairs, zero elsewhere, ``(B, p)``; a few samples at a time."""
         scores = norms.new_zeros(selection.n_samples, selection.n_concepts)
         map_bytes = scores.element_size() * spectrum.field[0, 0].numel()
         for samples, part in selection.split(max(1, chunk_bytes(norms.device) // (map_bytes * (selection.every or 1)))):
-            some = Spectrum(spectrum.field[samples], spectrum.coefficients[samples])
-            values = self._activate(self.concept_encoder.gather(some, part), part.concept)
+            values = self._activate(self.concept_encoder.gather(take(spectrum, samples), part), part.concept, rules)
             found = self.basis.mean_square(values).sqrt() * norms[part.concept]
             scores[samples].index_put_((part.sample, part.concept), found)
         return scores
 
-    def _all_scores(self, spectrum: Spectrum, norms: Tensor) -> Tensor:
+    def _all_scores(self, spectrum: Spectrum, norms: Tensor, rules: Rules) -> Tensor:
         """True scores of all concepts, in chunks of concepts."""
         batch, n_points = len(spectrum.field), spectrum.field[0, 0].numel()
         chunk = max(1, _CHUNK_BYTES // (batch * (16 * n_points + 8 * spectrum.coefficients[0].numel())))
@@ -167,60 +214,71 @@ class SpectralSAE(SAE):
         for first in range(0, self.n_concepts, chunk):
             part = mask.clone()
             part[:, first : first + chunk] = True
-            scores += self._scores(spectrum, Selection.from_mask(part), norms)
+            scores += self._scores(spectrum, Selection.from_mask(part), norms, rules)
         return scores
 
-    def _activate(self, values: Tensor, concept: Tensor) -> Tensor:
+    def _activate(self, values: Tensor, concept: Tensor, rules: Rules) -> Tensor:
         quadrature = self.basis.quadrature(values.shape[1:], like=values)
-        return self.domain_rule.activate(values, concept, quadrature)
+        return rules.domain.activate(values, concept, quadrature)
 
-    def _express(self, spectrum: Spectrum, selection: Selection, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _express(
+        self, spectrum: Spectrum, selection: Selection, scores: Tensor, rules: Rules | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Codes of the selected pairs, with gradient, ``(n, *code_grid)``, and their gates."""
+        rules = rules or self._rules
         pre_codes = self.concept_encoder.gather(spectrum, selection)
         if self.training:
             quadrature = self.basis.quadrature(spectrum.grid, like=pre_codes)
-            self.domain_rule.observe(pre_codes.detach(), selection.concept, quadrature)
-        values = self._activate(pre_codes, selection.concept)
+            rules.domain.observe(pre_codes.detach(), selection.concept, quadrature)
+        values = self._activate(pre_codes, selection.concept, rules)
         if selection.every is not None and self.selection == "energy":  # pairs of score zero are there
             values = values * (scores[selection.sample, selection.concept] > 0).view(-1, *(1,) * self.n_dim)
-        gates = self.concept_rule.gate(scores[selection.sample, selection.concept], selection.concept)
+        gates = rules.concept.gate(scores[selection.sample, selection.concept], selection.concept)
         if gates is not None:
             values = values * gates.view(-1, *(1,) * self.n_dim)
-        return selection.to_rows(self.domain_rule.compete(selection.to_slots(values))), gates
+        return selection.to_rows(rules.domain.compete(selection.to_slots(values))), gates
 
     @full_precision
     def dense_forward(self, x: Tensor) -> SAEOutput:
         """The oracle: every code of every concept through the neuralop layers; the same :class:`SAEOutput`."""
-        field = self._analyse(x).field
-        batch, p, grid = len(field), self.n_concepts, tuple(field.shape[2:])
-        quadrature = self.basis.quadrature(grid, like=field)
-        concept = torch.arange(p, device=field.device).repeat(batch)
-        pre_codes = self.concept_encoder.dense_forward(field)
-        values = self.domain_rule.activate(pre_codes.flatten(0, 1), concept, quadrature).reshape(pre_codes.shape)
-        scores = self._dense_scores(pre_codes.detach(), values.detach(), quadrature)
-        selection = Selection.from_mask(self.concept_rule.select(scores))
-        on = selection.mask()
-        gates = self.concept_rule.gate(scores.flatten(), concept)
-        factors = on if gates is None else on * gates.reshape(batch, p)
-        values = self.domain_rule.compete(values * factors.view(batch, p, *(1,) * self.n_dim))
+        field, encoder, (first, *later) = self._field(x), self._unrolled, self._passes()
+        values, selection, scores, gates = self._dense_pass(self.concept_encoder.dense_forward(field), first)
+        previous = values
+        for n_done, rules in enumerate(later, start=1):
+            assert encoder is not None
+            start = values + encoder.momentum(n_done) * (values - previous)
+            previous = values
+            values, selection, scores, gates = self._dense_pass(encoder.dense_forward(field, start), rules)
         out = self.decoder_trunk(self.concept_decoder.dense_forward(values))
         codes = self._codes(values[selection.sample, selection.concept], selection)
-        reconstruction = self.denormalize(self.basis.resample(out, x.shape[2:]))
-        rows = None if gates is None else gates.reshape(batch, p)[on]
-        return SAEOutput(reconstruction, codes, scores, rows)
+        return SAEOutput(self.denormalize(self.basis.resample(out, x.shape[2:])), codes, scores, gates)
+
+    def _dense_pass(self, pre_codes: Tensor, rules: Rules) -> tuple[Tensor, Selection, Tensor, Tensor | None]:
+        """Codes ``(B, p, *code_grid)`` of all concepts from their pre-codes; which are on, scores and gates."""
+        batch, p, *grid = pre_codes.shape
+        quadrature = self.basis.quadrature(grid, like=pre_codes)
+        concept = torch.arange(p, device=pre_codes.device).repeat(batch)
+        values = rules.domain.activate(pre_codes.flatten(0, 1), concept, quadrature).reshape(pre_codes.shape)
+        scores = self._dense_scores(pre_codes.detach(), values.detach(), quadrature, rules)
+        selection = Selection.from_mask(rules.concept.select(scores))
+        on = selection.mask()
+        gates = rules.concept.gate(scores.flatten(), concept)
+        factors = on if gates is None else on * gates.reshape(batch, p)
+        values = rules.domain.compete(values * factors.view(batch, p, *(1,) * self.n_dim))
+        return values, selection, scores, None if gates is None else gates.reshape(batch, p)[on]
 
     @torch.no_grad()
-    def _dense_scores(self, pre_codes: Tensor, values: Tensor, quadrature: Tensor) -> Tensor:
+    def _dense_scores(self, pre_codes: Tensor, values: Tensor, quadrature: Tensor, rules: Rules) -> Tensor:
         """As :meth:`_rank`, with moments and norms taken on the grid."""
         norms = self.concept_decoder.kernel_norms()
         scores = self.basis.mean_square(values).sqrt() * norms
         if self.selection == "exact":
             return scores
         mean = (pre_codes * quadrature).flatten(2).sum(-1)
-        estimate, bound = self._from_moments(Energies(mean, self.basis.mean_square(pre_codes)), norms)
-        if not self._has_second_stage:
+        estimate, bound = self._from_moments(Energies(mean, self.basis.mean_square(pre_codes)), norms, rules)
+        if not self._has_second_stage(rules):
             return estimate
-        return scores * self.concept_rule.candidates(estimate, bound, self.oversample)
+        return scores * rules.concept.candidates(estimate, bound, self.oversample)
 
     def kernel_norms(self) -> Tensor:
         """L2 norm of each concept's atom over all channels, ``(n_concepts,)``, before the decoder's trunk."""
@@ -268,7 +326,8 @@ class SpectralSAE(SAE):
         """Start each concept's pointwise part from the activation at a random point of a random sample, drawn in
         proportion to its norm; see :meth:`initialize_dictionary` for the rest."""
         if self.concept_decoder.skip is not None:
-            points = random_points(self.normalize(x), generator)
+            field = self.normalize(x)
+            points = random_points(field, generator, self.basis.quadrature(field.shape[2:], like=field))
             self.concept_decoder.skip.conv.weight[..., 0] = directions(points, self.n_concepts, generator).T
         self.initialize_dictionary()
 
@@ -291,9 +350,15 @@ def directions(points: Tensor, n: int, generator: torch.Generator | None) -> Ten
     return points[drawn] / norms[drawn, None]
 
 
-def random_points(field: Tensor, generator: torch.Generator | None, n: int = 2**15) -> Tensor:
-    """Values at random points of random samples, ``(n, channels)``."""
+def random_points(
+    field: Tensor, generator: torch.Generator | None, quadrature: Tensor | None = None, n: int = 2**15
+) -> Tensor:
+    """Values at random points of random samples, equal areas being equally likely, ``(n, channels)``."""
     flat = field.flatten(2)
-    sample = torch.randint(len(flat), (n,), generator=generator).to(field.device)
-    point = torch.randint(flat.shape[2], (n,), generator=generator).to(field.device)
-    return flat[sample, :, point]
+    sample = torch.randint(len(flat), (n,), generator=generator)
+    if quadrature is None or quadrature.numel() == 1:  # the same weight everywhere
+        point = torch.randint(flat.shape[2], (n,), generator=generator)
+    else:
+        shares = quadrature.expand(field.shape[2:]).flatten().cpu()
+        point = torch.multinomial(shares, n, replacement=True, generator=generator)
+    return flat[sample.to(field.device), :, point.to(field.device)]

@@ -135,6 +135,8 @@ class _Run:
     ) -> None:
         if not len(activations):
             raise ValueError("there are no activations to train on")
+        if not any(True for _ in sae.parameters()):
+            raise ValueError(f"a {type(sae).__name__} has no parameters to train; use its fit(activations)")
         self.sae, self.activations, self.config = sae, activations, config
         self.parallel = parallel or Single()
         self.parallel.check(sae, len(activations), config.batch_size)

@@ -27,7 +27,7 @@ from neuralop_sae.layers import bases
 from neuralop_sae.layers.basis import SpectralBasis, register_basis
 from neuralop_sae.layers.concept_rules import TopK
 from neuralop_sae.layers.domain_rules import LocalTopK
-from neuralop_sae.models import SAEFNO, SAESFNO
+from neuralop_sae.models import SAEFNO, SAEMLP, SAESFNO, FieldPCA, SAEPointwise
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
@@ -292,6 +292,23 @@ def test_a_basis_from_outside(tmp_path: Path) -> None:
     assert 'id="overview-spectra"' in text
     assert 'id="overview-resolution"' in text
     assert len(re.findall('<details open class="card"', text)) == 2
+
+
+@pytest.mark.parametrize(
+    "sae",
+    [
+        lambda: SAEPointwise(3, 6, k=2),
+        lambda: SAEPointwise(3, 6, k=2, grid="equiangular"),
+        lambda: SAEMLP(3, 6, (9, 16), k=2),
+        lambda: FieldPCA(3, 4, (9, 16)),
+    ],
+    ids=["pointwise", "globe", "mlp", "pca"],
+)
+def test_models_without_a_pointwise_part(sae: Any, tmp_path: Path) -> None:
+    model, x = sae(), torch.randn(5, 3, 9, 16)
+    model.initialize_from(x)
+    page = report(model, x, path=tmp_path / "page.html", n_concepts=2, n_samples=1).read_text()
+    assert type(model).__name__ in page
 
 
 @pytest.mark.parametrize("n_dim", [1, 3])

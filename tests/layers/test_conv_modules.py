@@ -114,6 +114,61 @@ def test_a_registered_convolution_is_found_by_name_and_class() -> None:
         ns.register_concept_layer(SpectralConv)(concept_layers.get("SpectralConv"))
 
 
+def test_a_convolution_is_taken_as_it_is() -> None:
+    convolution = convolution_of("SphericalConv", (4, 8), {"kernel": "positional"})
+    assert convolution_of(convolution, (4, 8)) is convolution
+    assert ConceptDecoder(3, 8, (4, 8), conv_module=convolution).convolution is convolution
+    sae = ns.SAEFNO(3, 6, (5, 5), conv_module=Grouped, concept_rule=ns.TopK(3))
+    assert sae.concept_encoder.convolution is sae.concept_decoder.convolution
+
+
+@pytest.mark.parametrize("conv_module", [Grouped, "SpectralConv"])
+def test_an_unknown_skip_is_refused_whatever_the_convolution(conv_module: type[nn.Module] | str) -> None:
+    with pytest.raises(ValueError, match="unknown skip 'soft-gating'; known: 'linear'"):
+        ns.SAEFNO(3, 6, (5, 5), conv_module=conv_module, skip="soft-gating")
+
+
+class PlainWeight(nn.Module):
+    """A layer whose weight is an ordinary parameter."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(in_channels, out_channels, 5, 3))
+
+
+class OfPlainWeights(ns.Convolution):
+    def __init__(self, n_modes: tuple[int, ...]) -> None:
+        self.basis = ns.FourierBasis(n_modes)
+
+    def make(self, in_channels, out_channels, *, factorization, rank):  # type: ignore[no-untyped-def]
+        return PlainWeight(in_channels, out_channels)
+
+
+class WithoutBasis(OfPlainWeights):
+    def __init__(self, n_modes: tuple[int, ...]) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("convolution", "message"),
+    [
+        (OfPlainWeights((5, 5)), "PlainWeight.weight is a Parameter: concepts are read from a FactorizedTensor"),
+        (WithoutBasis((5, 5)), "WithoutBasis.basis is None: the constructor of a Convolution has to set self.basis"),
+    ],
+)
+def test_a_convolution_that_cannot_hold_concepts_is_refused(convolution: ns.Convolution, message: str) -> None:
+    for layer in (ConceptEncoder, ConceptDecoder):
+        with pytest.raises(TypeError, match=message):
+            layer(3, 8, (5, 5), conv_module=convolution)
+
+
+@pytest.mark.parametrize("decorated", [PlainWeight, lambda n_modes: None])
+def test_only_a_convolution_is_registered(decorated) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(TypeError, match=r"@register_concept_layer\(PlainWeight\) decorates a subclass of neuralop_sae.Conv"):
+        ns.register_concept_layer(PlainWeight)(decorated)
+    assert "PlainWeight" not in concept_layers
+
+
 @pytest.mark.parametrize(
     ("conv_module", "options", "error", "message"),
     [

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import neuralop_sae as ns
-from neuralop_sae.layers import ConceptDecoder, ConceptEncoder
+from neuralop_sae.layers import ConceptDecoder, ConceptEncoder, spherical_convolution
+from neuralop_sae.layers.spherical_convolution import SHT
+from neuralop_sae.models.spectral import random_points
 from neuralop_sae.testing import assert_equal, check_concept_layer, check_model
 
 KINDS: dict[str, dict[str, Any]] = {"zonal": {}, "isotropic": {"isotropic": True}, "positional": {"kernel": "positional"}}
@@ -150,3 +152,24 @@ def test_a_warm_up_in_inference_mode_does_not_break_attachment() -> None:
     with ns.splice(model, "fno_blocks.0", sae):
         model(x).square().sum().backward()
     assert sae.concept_decoder.conv.bias.grad is not None
+
+
+def test_dictionaries_start_from_points_drawn_by_area() -> None:
+    """A field that says how far north it is: a third of the points of this grid lie beyond 60 degrees, and 13% of the area."""
+    grid = (33, 64)
+    basis = ns.SphericalBasis((4, 8))
+    cosine = basis.colatitudes(grid[0]).cos().float()
+    field = cosine[:, None].expand(grid).expand(2, 1, *grid)
+    drawn = random_points(field, torch.Generator().manual_seed(0), basis.quadrature(grid, like=field))
+    polar = float((drawn.abs() > math.cos(math.radians(30))).float().mean())
+    assert abs(polar - (1 - math.cos(math.radians(30)))) < 0.02
+    assert abs(float(drawn.square().mean()) - 1 / 3) < 0.01
+
+
+def test_a_transform_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(spherical_convolution, "SHT", lambda dtype: made.append(dtype) or SHT(dtype))
+    sae = ns.SAESFNO(3, 8, (4, 8))
+    for _ in range(3):
+        sae.dense_forward(torch.randn(2, 3, 9, 16))
+    assert made == [torch.float32] * 2  # of the encoder and of the decoder

@@ -2,7 +2,7 @@ import pytest
 import torch
 from neuralop import LpLoss
 
-from neuralop_sae import SAEFNO, BatchTopK, JumpReLU, SAEPointwise, SoftLocalTopK, TopK, TrainingConfig, train
+from neuralop_sae import PCA, SAEFNO, BatchTopK, JumpReLU, SAEPointwise, SoftLocalTopK, TopK, TrainingConfig, train
 from neuralop_sae.checkpoint import read_tensors
 from neuralop_sae.training import trainer
 
@@ -35,6 +35,11 @@ def test_training_explains_more(factorization):
     assert history["fve"][-1] > max(0.6, history["fve"][0] + 0.1)
     assert not sae.training
     assert history.rows[-1]["step"] == 60
+
+
+def test_a_model_without_parameters_is_refused():
+    with pytest.raises(ValueError, match=r"PCA has no parameters to train; use its fit\(activations\)"):
+        train(PCA(3, 2), torch.randn(4, 3, 8, 8))
 
 
 def test_normalisation_is_that_of_the_activations():

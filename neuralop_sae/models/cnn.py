@@ -1,0 +1,164 @@
+"""SAE-CNN: concepts as convolutions with taps on a grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from neuralop.models.base_model import BaseModel
+from torch import Tensor, nn
+
+from ..layers.sparsity import ConceptRule, DomainRule, build_rule, concept_rules, domain_rules, positive_int
+from ..layers.taps import adjoint, convolve, on_grid
+from .base import saes
+from .dense import DenseSAE, domain
+
+
+@saes.register("SAECNN")
+class SAECNN(DenseSAE, BaseModel, name="SAECNN"):  # type: ignore[call-arg]  # mypy misses the base
+    r"""Convolutional sparse autoencoder on a periodic box: concepts are kernels of a few taps.
+
+    .. math::
+        a_c(s) = D\,\sigma\Bigl(\sum_{i,t} E_{ci}(t)\,x_i(s + t) + b_c\Bigr), \qquad
+        \hat x_i(s) = \sum_{c\ \mathrm{on}} \sum_t W_{ci}(t)\,a_c(s - t) + b_i,
+
+    with offsets t of whole grid steps from ``-(K // 2)`` to ``(K - 1) // 2``. Rules are those of :class:`SAEFNO`; every
+    concept is worked out at every point, so memory grows with ``n_concepts`` times the grid.
+
+    Parameters
+    ----------
+    in_channels, n_concepts : int
+        Channels of a field and size of the dictionary.
+    kernel_size : int or sequence of int
+        Taps K per dimension; its length is the dimension of the grid, 1 to 3. A kernel wider than the grid wraps around it.
+    taps : {"fixed", "physical"}
+        What becomes of the kernels on another grid. ``"fixed"``: the same taps, so that concepts shrink with the grid step
+        and the model means something else. ``"physical"``: taps are samples of a kernel on `reference_grid`; on another grid
+        it is interpolated linearly, and its integral kept where the grids nest. Detail finer than a step of the reference
+        grid is not there: a single tap becomes a hat.
+    reference_grid : int or sequence of int, optional
+        With physical taps, and only then: the grid on which `kernel_size` counts.
+    concept_rule : ConceptRule, dict or str
+        Which concepts are on in a sample.
+    domain_rule : DomainRule, dict or str
+        Where on the domain each is expressed.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments that don't fit, saying which are allowed.
+
+    Examples
+    --------
+    >>> import torch, neuralop_sae as ns
+    >>> sae = ns.SAECNN(in_channels=8, n_concepts=32, kernel_size=(5, 5), concept_rule=ns.TopK(4))
+    >>> sae(torch.randn(2, 8, 24, 24)).codes.values.shape
+    torch.Size([8, 24, 24])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        n_concepts: int,
+        kernel_size: int | Sequence[int],
+        *,
+        taps: str = "fixed",
+        reference_grid: int | Sequence[int] | None = None,
+        concept_rule: ConceptRule | Mapping[str, Any] | str = "All",
+        domain_rule: DomainRule | Mapping[str, Any] | str = "SoftLocalTopK",
+    ) -> None:
+        super().__init__(in_channels, n_concepts)
+        self.kernel_size = _sizes(kernel_size, "kernel_size")
+        self.n_dim = len(self.kernel_size)
+        if self.n_dim > 3:
+            raise ValueError(f"convolutions are of 1 to 3 dimensions, kernel_size={kernel_size!r} has {self.n_dim}")
+        if taps not in ("fixed", "physical"):
+            raise ValueError(f"unknown taps {taps!r}; known: fixed, physical")
+        if (taps == "physical") != (reference_grid is not None):
+            raise ValueError(
+                f"taps='physical' needs a reference_grid, and 'fixed' takes none; got {taps!r}, {reference_grid!r}"
+            )
+        self.taps, self.reference_grid = taps, None if reference_grid is None else _sizes(reference_grid, "reference_grid")
+        self._basis = domain(self.n_dim, None).resolved_by(self.atom_grid)
+        kernels = torch.randn(n_concepts, in_channels, *self.kernel_size)
+        self.decoder_weight = nn.Parameter(kernels / self._per_kernel(kernels.flatten(1).norm(dim=1)))
+        self.encoder_weight = nn.Parameter(self.decoder_weight.detach() / math.prod(self.kernel_size))
+        self.encoder_bias = nn.Parameter(torch.zeros(n_concepts))
+        self.decoder_bias = nn.Parameter(torch.zeros(in_channels))
+        self.concept_rule = build_rule(concept_rule, concept_rules, n_concepts)
+        self.domain_rule = build_rule(domain_rule, domain_rules, n_concepts)
+
+    def _per_kernel(self, values: Tensor) -> Tensor:
+        return values.view(-1, 1, *(1,) * self.n_dim)
+
+    def _pre_codes(self, field: Tensor) -> Tensor:
+        kernels, centre = on_grid(self.encoder_weight, field.shape[2:], self.reference_grid)
+        return convolve(field, kernels, centre) + self._per_channel(self.encoder_bias)
+
+    def _write(self, values: Tensor) -> Tensor:
+        kernels, centre = on_grid(self.decoder_weight, values.shape[2:], self.reference_grid)
+        return convolve(values, *adjoint(kernels, centre))
+
+    @property
+    def atom_grid(self) -> tuple[int, ...]:
+        """See :attr:`SAE.atom_grid`."""
+        return self.reference_grid or self.kernel_size
+
+    @torch.no_grad()
+    def kernel_norms(self) -> Tensor:
+        """Norm of each concept's taps, ``(n_concepts,)``: L2 norm of what it writes for a unit impulse at a point, on the
+        reference grid if there is one."""
+        return self.decoder_weight.flatten(1).norm(dim=1)
+
+    @torch.no_grad()
+    def atoms(self, concepts: Sequence[int] | Tensor, shape: Sequence[int]) -> Tensor:
+        """What each concept writes for an impulse of L2 norm one at the central point, ``(n, channels, *shape)``, in
+        normalised units. With physical taps the impulse is one of the reference grid: the atom is the same function on every
+        grid."""
+        index, grid = self.check_concepts(concepts), self.basis.check_grid(shape)
+        kernels, centre = on_grid(self.decoder_weight[index], grid, self.reference_grid)
+        padding: list[int] = []
+        for size, points in zip(kernels.shape[2:], grid, strict=True):
+            padding = [0, points - size, *padding]
+        shifts = [points // 2 - middle for points, middle in zip(grid, centre, strict=True)]
+        atoms = nn.functional.pad(kernels, padding).roll(shifts, tuple(range(2, kernels.ndim)))
+        return atoms * (math.prod(grid) / math.prod(self.reference_grid or grid) ** 0.5)
+
+    @torch.no_grad()
+    def initialize_from(self, x: Tensor, generator: torch.Generator | None = None) -> None:
+        """Start each kernel from the patch at a random point of a random sample, drawn in proportion to its norm there;
+        encoder = adjoint of the decoder times the one factor that fits the activations best."""
+        field = self.normalize(x)
+        patches = self._patches(field, generator)
+        self.decoder_weight.copy_(patches / self._per_kernel(patches.flatten(1).norm(dim=1).clamp_min(1e-12)))
+        self.encoder_weight.copy_(self.decoder_weight)
+        self.encoder_bias.zero_()
+        self.decoder_bias.zero_()
+        training = self.training
+        self.eval()  # a look at the activations, not a step
+        written = self._write(self._express(self._pre_codes(field)).values)
+        self.train(training)
+        self.encoder_weight.mul_((written * field).sum() / written.square().sum().clamp_min(1e-12))
+
+    def _patches(self, field: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Patches of the size of a kernel around random points, ``(p, m, *kernel_size)``."""
+        grid = field.shape[2:]
+        candidates = torch.randint(len(field) * math.prod(grid), (2**15,), generator=generator)
+        norms = field.norm(dim=1).flatten()[candidates.to(field.device)]
+        drawn = torch.multinomial(norms.cpu().clamp_min(1e-12), self.n_concepts, replacement=True, generator=generator)
+        sample, *point = torch.unravel_index(candidates[drawn].to(field.device), (len(field), *grid))
+        index: list[Any] = [sample.view(-1, *(1,) * self.n_dim), slice(None)]
+        for axis, (start, taps, size) in enumerate(zip(point, self.kernel_size, grid, strict=True)):
+            offsets = torch.arange(taps, device=field.device) - taps // 2
+            shape = [-1, *(taps if axis == other else 1 for other in range(self.n_dim))]
+            index.append(((start[:, None] + offsets) % size).view(shape))
+        return field[tuple(index)].movedim(-1, 1)
+
+
+def _sizes(value: int | Sequence[int], name: str) -> tuple[int, ...]:
+    sizes = (value,) if isinstance(value, int) else tuple(value)
+    if not sizes:
+        raise ValueError(f"{name} needs one positive number per dimension, got {value!r}")
+    return tuple(positive_int(size, name) for size in sizes)
