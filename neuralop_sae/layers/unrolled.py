@@ -5,6 +5,10 @@ r"""An encoder that solves for its codes: some iterations of proximal gradient o
 
 The sparsity rules are the proximal map sigma: concepts are selected in every iteration. Codes stay sparse: what an iteration
 hands to the next is a field, the residual, beside the codes of the concepts that were on.
+
+The step is safe whatever the codes, and short where concepts are alike. On an FNO's activations (24 channels, 96 concepts, the
+decoder of a trained one-step encoder whose FVE is .95) alpha was .05: 4, 8, 16 and 64 accelerated iterations from zero gave
+.55, .83, .92 and .94, plain ones .48, .69, .84 and .93.
 """
 
 from __future__ import annotations

@@ -139,6 +139,11 @@ def _check(sae: SpectralSAE, factorization: str, rank: float | int | Sequence[in
             f"this {type(sae).__name__} is factorised already ({config['factorization']}, rank {config['rank']});"
             " compress the dense model that it came from, or train a factorised one of another rank"
         )
+    if config["encoder"] in ("tied", "unrolled"):
+        raise ValueError(
+            f"compress takes models whose encoder has weights of its own, encoder='linear' or 'fno_block'; this one is"
+            f" {config['encoder']!r}: train a factorised one instead"
+        )
     if not isinstance(factorization, str):
         raise TypeError(f"factorization is a name, 'tucker', 'cp' or 'tt', got {factorization!r}")
     ranks = rank if isinstance(rank, Sequence) and not isinstance(rank, str) else [rank]

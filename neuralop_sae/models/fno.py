@@ -72,7 +72,7 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
     n_iterations : int
         Of an unrolled encoder. Concepts are selected in each, by rules with thresholds and running statistics of their own.
     accelerate : bool
-        Whether an unrolled encoder is FISTA instead of ISTA.
+        Whether an unrolled encoder is FISTA instead of ISTA, whose error falls with every iteration, but slowly.
     factorization, rank
         Of the spectral weights, as in SpectralConv: None (dense), "Tucker", "CP", "TT".
     conv_module : str or type
@@ -114,8 +114,8 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
         code_grid: str | Sequence[int] = "input",
         selection: str = "two_stage",
         oversample: int = 3,
-        n_iterations: int = 4,
-        accelerate: bool = False,
+        n_iterations: int = 8,
+        accelerate: bool = True,
         factorization: str | None = None,
         rank: float | int | Sequence[int] = 1.0,
         conv_module: str | type[nn.Module] = "SpectralConv",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codes import ConceptCodes
 from ..layers.basis import SpectralBasis
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -48,6 +49,22 @@ def auxiliary_loss(residual: Tensor, written: Tensor, basis: SpectralBasis) -> T
     """
     residual = residual.detach()
     return basis.mean_square(residual - written).mean() / basis.mean_square(residual).mean().clamp_min(1e-20)
+
+
+def domain_penalty(codes: ConceptCodes, norms: Tensor) -> Tensor:
+    r"""Size of the codes over the domain, :math:`\sum_c \|\kappa_c\| \int |a_c|`, the mean over the samples, ``()``: which
+    concepts, and where. The norms of the kernels keep scale from moving between codes and atoms.
+
+    Parameters
+    ----------
+    codes : ConceptCodes
+        Of a batch.
+    norms : Tensor
+        Kernel norms ``(n_concepts,)``.
+    """
+    quadrature = codes.basis.quadrature(codes.grid, like=codes.values)
+    size = (codes.values.abs() * quadrature).flatten(1).sum(1)
+    return (size * norms[codes.concept]).sum() / codes.n_samples
 
 
 def per_field(loss: Loss, target: Tensor) -> Loss:

@@ -272,6 +272,12 @@ def test_other_models_are_refused(sae: Any, message: str) -> None:
         compress(sae)
 
 
+@pytest.mark.parametrize("encoder", ["tied", "unrolled"])
+def test_encoders_without_weights_are_refused(encoder: str) -> None:
+    with pytest.raises(ValueError, match=f"weights of its own.*is '{encoder}'"):
+        compress(SAEFNO(3, 8, (5, 5), encoder=encoder), rank=0.3)
+
+
 def test_factorised_models_are_refused() -> None:
     for sae in (SAETFNO(**arguments(rank=0.3)), SAEFNO(**arguments(factorization="cp", rank=0.3))):
         with pytest.raises(ValueError, match=r"is factorised already \((tucker|cp), rank 0.3\); compress the dense model"):

@@ -36,7 +36,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def make(encoder: str = "unrolled", **kwargs: Any) -> Any:
     torch.manual_seed(0)
     arguments = {"in_channels": 3, "n_concepts": 8, "n_modes": (5, 4), "concept_rule": ns.TopK(3), "domain_rule": "Rectify"}
-    sae: Any = ns.SAEFNO(**{**arguments, "encoder": encoder, **kwargs})
+    iterations = {"n_iterations": 4, "accelerate": False}
+    sae: Any = ns.SAEFNO(**{**arguments, **iterations, "encoder": encoder, **kwargs})
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
             if name.endswith("bias"):
@@ -293,6 +294,19 @@ def test_iterations_seen_through_a_lifting_are_those_of_the_projected_dictionary
     expected = plain.encode(x).to_dense()
     assert_equal("codes", lifted.encode(lifting.lift(x)).to_dense(), expected)
     check_oracle(lifted, lifting.lift(x).detach())
+
+
+@pytest.mark.parametrize("encoder", ["tied", "unrolled"])
+def test_on_device(encoder: str, device: torch.device) -> None:
+    for arguments in ({}, {"factorization": "tucker", "rank": 0.5, "accelerate": True}):
+        sae, x = make(encoder, **arguments).double().eval(), torch.randn(2, 3, 9, 10, dtype=torch.float64)
+        expected, moved = sae(x), copy.deepcopy(sae).to(device)
+        assert_equal("reconstruction", moved(x.to(device)).reconstruction.cpu(), expected.reconstruction)
+        check_oracle(moved.train(), x.to(device), f"on {device}")
+        if not arguments:
+            longer = torch.randn(2, 3, 18, 10, dtype=torch.float64)
+            found = moved.eval().on_domain((2, 1))(longer.to(device)).reconstruction.cpu()
+            assert_equal("on a longer box", found, sae.on_domain((2, 1))(longer).reconstruction)
 
 
 def test_refusals() -> None:

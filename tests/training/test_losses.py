@@ -12,7 +12,7 @@ from neuralop.losses import WeightedSumLoss
 from torch import Tensor, nn
 
 from neuralop_sae import SAEFNO, SAESFNO, FourierBasis, TopK, TrainingConfig, train
-from neuralop_sae.training.losses import describe_loss, per_field
+from neuralop_sae.training.losses import describe_loss, domain_penalty, per_field
 from neuralop_sae.training.trainer import channel_statistics
 
 CONFIG = TrainingConfig(n_epochs=12, batch_size=8, learning_rate=1e-2, log_every=3, dead_after=20)
@@ -198,3 +198,25 @@ def test_a_description_is_plain_data() -> None:
     assert describe_loss(absolute)["name"].endswith("test_losses.absolute")
     weights = functools.partial(nn.functional.cross_entropy, weight=torch.ones(3))
     assert describe_loss(weights)["weight"] == "torch.float32 (3,)"
+
+
+def test_the_domain_penalty_is_an_integral_and_does_not_follow_scale() -> None:
+    sae = SAESFNO(3, 6, (4, 8), concept_rule=TopK(3), domain_rule="Rectify").eval().requires_grad_(False)
+    x = torch.randn(2, 3, 9, 16)
+    codes, norms = sae.encode(x), sae.kernel_norms()
+    area = sae.basis.quadrature((9, 16), like=x)
+    expected = sum(float(norms[c]) * float((codes.to_dense()[b, c].abs() * area).sum()) for b in range(2) for c in range(6))
+    assert float(domain_penalty(codes, norms)) == pytest.approx(expected / 2, rel=1e-5)
+    sae.concept_decoder.scale_concepts(torch.full((6,), 2.0))
+    assert float(domain_penalty(codes, sae.kernel_norms())) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_weight_on_it_makes_codes_smaller() -> None:
+    x = torch.randn(32, 3, 8, 8)
+    spent = []
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        sae = SAEFNO(3, 6, (5, 5), domain_rule="Rectify")
+        train(sae, x, TrainingConfig(n_epochs=15, learning_rate=1e-2, domain_weight=weight), progress=False)
+        spent.append(domain_penalty(sae.encode(x), sae.kernel_norms()).item())
+    assert spent[1] < 0.5 * spent[0]
