@@ -109,7 +109,7 @@ class SpectralBasis(ABC):
         """``analysis(synthesis(c))`` on the grid `shape` (None: on the continuum), see :class:`Pairing`; real, with the
         device and real dtype of `like`. Here it is found by trying every mode; on the continuum stands
         :meth:`smallest_grid`."""
-        return self._cached("pairing", shape, like, self._try_modes)
+        return self.cached("pairing", shape, like, self._try_modes)
 
     def _try_modes(self, shape: Sequence[int] | None, like: Tensor) -> Pairing:
         grid = self.smallest_grid() if shape is None else self.check_grid(shape)
@@ -147,7 +147,7 @@ class SpectralBasis(ABC):
     def impulse(self, *, like: Tensor) -> Tensor:
         """Coefficients ``(*mode_shape)`` of the unit impulse in the middle of the domain: all modes in phase there, L2 norm
         one. Here it is found on :meth:`smallest_grid`."""
-        return self._cached("impulse", None, like, self._make_impulse)
+        return self.cached("impulse", None, like, self._make_impulse)
 
     def _make_impulse(self, _: Sequence[int] | None, like: Tensor) -> Tensor:
         grid = self.smallest_grid()
@@ -171,7 +171,7 @@ class SpectralBasis(ABC):
         shared = self.shared_points(field.shape[-self.n_dim :], self.check_grid(shape))
         return self.resample(field, shape) if shared is None else field[(..., *shared)]  # type: ignore[index]
 
-    def _cached(self, what: str, shape: Sequence[int] | None, like: Tensor, make: Callable[..., T]) -> T:
+    def cached(self, what: str, shape: Sequence[int] | None, like: Tensor, make: Callable[..., T]) -> T:
         """What `make` gives for a grid, a device and a dtype, made once."""
         constants: dict[tuple[object, ...], Any] = self.__dict__.setdefault("_constants", {})
         key = (what, None if shape is None else tuple(shape), like.device, real_dtype(like))

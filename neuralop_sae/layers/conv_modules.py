@@ -66,7 +66,8 @@ def _find(conv_module: str | type[nn.Module]) -> Callable[..., Convolution]:
             return concept_layers.get(conv_module)
         if conv_module in bases:
             return _over(bases.get(conv_module))
-        conv_module = _imported(conv_module)
+        # Saved before its class was registered, if it is now: its tensors are those of the dense path.
+        return partial(Opaque, _imported(conv_module))
     name = name_of_module(conv_module)
     if name in concept_layers:
         return concept_layers.get(name)

@@ -27,7 +27,8 @@ class Convolution(ABC):
     """How a class of convolutions holds concepts: over which basis, and how one is made.
 
     The layer's weight is a FactorizedTensor of the shape (in, out, \\*kernel_shape), its bias ``(out, 1, ...)``, and it
-    multiplies the coefficients of :attr:`basis` mode by mode. Everything else (energies, gathering, contraction, atoms)
+    multiplies the coefficients of :attr:`basis` mode by mode, in their order (:class:`FourierBasis`: frequencies ascending
+    from -(n // 2), those of the last axis from 0). Everything else (energies, gathering, contraction, atoms)
     follows from the basis and the weight. A layer for which that does not hold gives an :attr:`encoder` and a
     :attr:`decoder` of its own, with the methods of :class:`~neuralop_sae.layers.ConceptEncoder` and
     :class:`~neuralop_sae.layers.ConceptDecoder`.

@@ -120,7 +120,7 @@ class FourierBasis(SpectralBasis):
 
     def weights(self, shape: Sequence[int] | None = None, *, like: Tensor) -> Tensor:
         """See :meth:`SpectralBasis.weights`."""
-        return self._cached("weights", shape, like, self._make_weights)
+        return self.cached("weights", shape, like, self._make_weights)
 
     def _make_weights(self, shape: Sequence[int] | None, like: Tensor) -> Tensor:
         weights = torch.zeros(self.mode_shape, dtype=real_dtype(like), device=like.device)
@@ -140,7 +140,7 @@ class FourierBasis(SpectralBasis):
     def pairing(self, shape: Sequence[int] | None = None, *, like: Tensor) -> Pairing:
         """See :meth:`SpectralBasis.pairing`: in self-paired columns ``(c(k) + conj c(-k)) / 2``, an absent partner
         counting as zero; elsewhere the identity; zero where the grid does not hold the mode."""
-        return self._cached("pairing", shape, like, self._make_pairing)
+        return self.cached("pairing", shape, like, self._make_pairing)
 
     def _make_pairing(self, shape: Sequence[int] | None, like: Tensor) -> Pairing:
         held = self._make_weights(shape, like) > 0
@@ -194,7 +194,7 @@ class FourierBasis(SpectralBasis):
 
     def impulse(self, *, like: Tensor) -> Tensor:
         """See :meth:`SpectralBasis.impulse`; in phase at the origin."""
-        return self._cached("impulse", None, like, self._make_impulse)
+        return self.cached("impulse", None, like, self._make_impulse)
 
     def _make_impulse(self, _: Sequence[int] | None, like: Tensor) -> Tensor:
         ones = torch.ones(self.mode_shape, dtype=real_dtype(like).to_complex(), device=like.device)

@@ -110,7 +110,7 @@ class SphericalBasis(SpectralBasis):
         if not field.numel():  # MKL refuses to transform nothing
             shape = (*field.shape[:-2], *self.mode_shape)
             return transform_of_nothing(field, shape, real_dtype(field).to_complex())
-        transform: RealSHT = self._cached("analysis", grid, field, self._make_analysis)
+        transform: RealSHT = self.cached("analysis", grid, field, self._make_analysis)
         return transform(field) * (1 / _MEAN)
 
     def synthesis(self, coefficients: Tensor, shape: Sequence[int]) -> Tensor:
@@ -120,7 +120,7 @@ class SphericalBasis(SpectralBasis):
         if not coefficients.numel():
             fields = (*coefficients.shape[:-2], *grid)
             return transform_of_nothing(coefficients, fields, real_dtype(coefficients))
-        transform: InverseRealSHT = self._cached("synthesis", grid, coefficients, self._make_synthesis)
+        transform: InverseRealSHT = self.cached("synthesis", grid, coefficients, self._make_synthesis)
         return transform(coefficients * _MEAN)
 
     def _make_analysis(self, shape: Sequence[int], like: Tensor) -> RealSHT:
@@ -136,7 +136,7 @@ class SphericalBasis(SpectralBasis):
         """See :meth:`SpectralBasis.weights`; the same on every grid."""
         if shape is not None:
             self.check_grid(shape)
-        return self._cached("weights", None, like, self._make_weights)
+        return self.cached("weights", None, like, self._make_weights)
 
     def _make_weights(self, _: Sequence[int] | None, like: Tensor) -> Tensor:
         weights = torch.full(self.mode_shape, 2.0, dtype=real_dtype(like), device=like.device).tril()
@@ -153,7 +153,7 @@ class SphericalBasis(SpectralBasis):
     def quadrature(self, shape: Sequence[int], *, like: Tensor) -> Tensor:
         """See :meth:`SpectralBasis.quadrature`, ``(nlat, 1)``: shares of the sphere's area."""
         grid = super().check_grid(shape)
-        return self._cached("quadrature", grid, like, self._make_quadrature)
+        return self.cached("quadrature", grid, like, self._make_quadrature)
 
     def _make_quadrature(self, shape: Sequence[int], like: Tensor) -> Tensor:
         nlat, nlon = shape
@@ -169,7 +169,7 @@ class SphericalBasis(SpectralBasis):
         degrees = min(_degrees(nlat, nlon, self.grid) for nlat, nlon in (old, grid))
         if degrees < 1:
             raise ValueError(f"a {self.grid} grid of {old} or {grid} points holds no degree")
-        band = self._cached(f"band {degrees}", None, field, lambda *_: SphericalBasis((degrees, 2 * degrees), self.grid))
+        band = self.cached(f"band {degrees}", None, field, lambda *_: SphericalBasis((degrees, 2 * degrees), self.grid))
         return band.synthesis(band.analysis(field), grid)
 
     def smallest_grid(self) -> tuple[int, ...]:

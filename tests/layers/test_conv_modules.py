@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import neuralop_sae as ns
 from neuralop_sae.layers import ConceptDecoder, ConceptEncoder, bases, concept_layers, convolution_of
 from neuralop_sae.layers.basis import SpectralBasis
+from neuralop_sae.layers.opaque import Opaque
 from neuralop_sae.testing import assert_equal, check_basis, check_concept_layer, check_model
 
 
@@ -112,6 +113,11 @@ def test_a_registered_convolution_is_found_by_name_and_class() -> None:
     assert type(convolution_of("SpectralConv", (4, 4))) is type(convolution_of(SpectralConv, (4, 4)))
     with pytest.raises(ValueError, match="is registered already"):
         ns.register_concept_layer(SpectralConv)(concept_layers.get("SpectralConv"))
+
+
+def test_a_dotted_name_stays_on_the_dense_path() -> None:
+    """It was saved so, before the class was registered."""
+    assert type(convolution_of("neuralop.layers.spectral_convolution.SpectralConv", (4, 4))) is Opaque
 
 
 def test_a_convolution_is_taken_as_it_is() -> None:
