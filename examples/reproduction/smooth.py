@@ -77,7 +77,7 @@ def compared(values: dict[str, list[float]], kind: str, better: str, worse: str)
         " that were not trained: atoms of fewer modes are smoother, and more like any smooth concept."
     )
     if kind == "rough":
-        remark += " 33 modes end at 16 cycles per unit length, where these concepts begin: they have to fail."
+        remark += " 33 modes end at 16 cycles per unit length, where these concepts begin: they cannot hold most of them."
     return Row(
         f"{NAMES[better].split(', ')[1]} find {kind} concepts better than {NAMES[worse].split(', ')[1]}",
         f"five Gabors of {low:g} to {high:g} cycles per unit length, noise of the same power",

@@ -22,8 +22,6 @@ class TrainingConfig(BaseModel):
         Weight of the auxiliary loss, and how many dead concepts of each sample take part.
     dead_after : int
         A concept is dead after so many *fields* without being on.
-    domain_weight : float
-        Weight of what codes spend on the domain (:func:`~neuralop_sae.training.losses.domain_penalty`).
     gate_weight : float
         Weight of the number of concepts on per sample, for rules with gates (JumpReLU).
     normalize, initialize : bool
@@ -50,7 +48,6 @@ class TrainingConfig(BaseModel):
     auxiliary_weight: float = Field(1 / 32, ge=0)
     auxiliary_k: int = Field(16, ge=1)
     dead_after: int = Field(400, ge=1)
-    domain_weight: float = Field(0.0, ge=0)
     gate_weight: float = Field(0.0, ge=0)
     normalize: bool = True
     initialize: bool = True

@@ -53,7 +53,7 @@ def auxiliary_loss(residual: Tensor, written: Tensor, basis: SpectralBasis) -> T
 
 def domain_penalty(codes: ConceptCodes, norms: Tensor) -> Tensor:
     r"""Size of the codes over the domain, :math:`\sum_c \|\kappa_c\| \int |a_c|`, the mean over the samples, ``()``: which
-    concepts, and where. The norms of the kernels keep scale from moving between codes and atoms.
+    concepts, and where. With norms that carry a gradient, scale does not move between codes and atoms.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from ..models.base import SAE, SAEOutput
 from .config import TrainingConfig
 from .distributed import Mesh, Single
 from .history import Meter, TrainingHistory
-from .losses import Loss, auxiliary_loss, describe_loss, domain_penalty, per_field, unexplained_variance
+from .losses import Loss, auxiliary_loss, describe_loss, per_field, unexplained_variance
 from .revival import DeadConcepts
 from .update import Update
 
@@ -66,7 +66,7 @@ def train(
         number. A sum over fields is taken as the mean over them; see :func:`~neuralop_sae.training.losses.per_field`.
         neuralop's two divide by the norm of each channel of each field,
         so that a channel near zero outweighs the others, and weigh all points of the grid alike, on the sphere too. The
-        auxiliary loss, the domain penalty and gates are added to it with the weights of `config`.
+        auxiliary loss and gates are added to it with the weights of `config`.
     checkpoint_dir : path, optional
         Folder for ``training.safetensors``: everything that a resumed run needs to go on bit for bit. That of an earlier run
         is put aside as ``training.previous.safetensors``.
@@ -263,8 +263,6 @@ class _Run:
             if out.dead_reconstruction is not None:
                 residual = x - out.reconstruction
                 total = total + config.auxiliary_weight * auxiliary_loss(residual, out.dead_reconstruction, out.codes.basis)
-            if config.domain_weight:
-                total = total + config.domain_weight * domain_penalty(out.codes, sae.kernel_norms())
             if config.gate_weight and out.gates is not None:
                 total = total + config.gate_weight * out.gates.sum() / len(x)
             self.update.step(total, rows, config.learning_rate * self._rate())
