@@ -135,5 +135,7 @@ plt.show()
 # %%
 # What each concept writes for a unit impulse, and its energy by degree: degree l has l wavelengths around a great circle.
 
-plt.figure(spectra_figure(sae, strongest))
+figure = spectra_figure(sae, strongest)
+figure.axes[0].set_title("energy of three concepts by degree", fontsize=9)
+plt.figure(figure)
 plt.show()
