@@ -55,6 +55,11 @@ class Bed:
         n = len(train) - len(train) // 10
         return cls(problem, operator, processor, held_out, {"train": train[:n], "tune": train[n:], "test": test})
 
+    @property
+    def grid(self) -> str | None:
+        """How the sphere is sampled, which models of single points are told; None on a box."""
+        return "equiangular" if self.problem.operator_name == "SFNO" else None
+
     def randomised(self) -> Bed:
         """The same with an operator that was never trained."""
         torch.manual_seed(self.problem.seed + 1)
@@ -67,7 +72,6 @@ class Bed:
 def model(bed: Bed, kind: str, k: int, p: int) -> ns.SAE:
     """An untrained dictionary of p concepts, k expressed per point."""
     problem, channels = bed.problem, bed.activations["train"].shape[1]
-    grid = "equiangular" if problem.operator_name == "SFNO" else None
     small = problem.model_copy(update={"concepts_per_point": k, "n_concepts": p, "hidden_channels": channels})
     if kind in ("concepts", "random"):
         return small.autoencoder()
@@ -76,7 +80,7 @@ def model(bed: Bed, kind: str, k: int, p: int) -> ns.SAE:
         return type(like)(**{**like.config(), "factorization": "tucker", "rank": 0.05})
     if kind == "wide":
         p = max(p, n_parameters(model(bed, "factorised", k, p)) // (2 * channels + 1))
-    return ns.SAEPointwise(channels, p, k=k, grid=grid)
+    return ns.SAEPointwise(channels, p, k=k, grid=bed.grid)
 
 
 def n_parameters(sae: nn.Module) -> int:
@@ -95,17 +99,11 @@ def trained(bed: Bed, kind: str, k: int, p: int, rate: float, seed: int, steps: 
 
 
 def components(bed: Bed, k: int) -> float:
-    """FVE of the k leading principal components of the channels, at every point alike."""
-    fields = {name: bed.activations[name].double().movedim(1, -1) for name in ("train", "test")}
-    flat = fields["train"].flatten(0, -2)
-    mean = flat.mean(0)
-    basis = torch.linalg.eigh((flat - mean).T @ (flat - mean)).eigenvectors[:, -k:]
-    rest = fields["test"] - mean
-    reconstruction = rest @ basis @ basis.T + mean
-    sae = model(bed, "pointwise", k, 8)
-    x = bed.activations["test"].double()
-    area = sae.basis.quadrature(x.shape[2:], like=x)
-    return ns.metrics.fraction_of_variance_explained(x, reconstruction.movedim(-1, 1), area)
+    """FVE of the k leading principal components of the channels."""
+    x = bed.activations["train"]
+    pca = ns.PCA(x.shape[1], k, grid=bed.grid)
+    pca.fit(x)
+    return ns.evaluate(pca, bed.activations["test"])["fve"]
 
 
 def run(problem: Problem, script: str, *, seeds: int, quick: bool, output: Path, steps: int = 200) -> None:
