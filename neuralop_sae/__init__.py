@@ -51,6 +51,7 @@ from .models import (
     load,
 )
 from .registry import load_plugins
+from .training.many import train_many
 from .training.trainer import TrainingConfig, TrainingHistory, train
 
 __version__ = "0.1.0"
@@ -108,6 +109,7 @@ __all__ = [
     "splice",
     "steer",
     "train",
+    "train_many",
 ]
 
 load_plugins()

@@ -22,7 +22,7 @@ from .convolutions import Convolution
 from .exchange import Exchange
 from .factorized import MixedKernels
 from .kernels import Kernels, kernels_of
-from .moments import Energies, EnergyForm, Spectrum, energies, kernel_norms
+from .moments import Energies, EnergyForm, Spectrum, energies, kernel_norms, norms_of
 from .ranks import decoder_rank, dictionary_rank
 from .rows import take_rows
 from .selection import Selection
@@ -211,6 +211,11 @@ class ConceptDecoder(_SpectralLayer):
         """:meth:`contract` with the bias."""
         return self._write(codes, selection, with_bias=True)
 
+    def bias_field(self, grid: Sequence[int]) -> Tensor:
+        """What is written where no concept is on, ``(m, *grid)``."""
+        modes = self.conv.bias.flatten()[:, None] * self.energy_form(grid).ones
+        return self.basis.synthesis(modes.reshape(-1, *self.basis.mode_shape), grid)
+
     def _write(self, codes: Tensor, selection: Selection, *, with_bias: bool) -> Tensor:
         grid = tuple(codes.shape[1:])
         coefficients = self.basis.analysis(codes).flatten(1)
@@ -240,10 +245,15 @@ class ConceptDecoder(_SpectralLayer):
         norms = kernel_norms(self.kernels, None, self.energy_form(None)).clamp_min(1e-12)
         self.kernels.scale_(norm / norms)
 
-    def kernel_norms(self) -> Tensor:
+    def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
         """L2 norm of each concept's kernel over all channels, ``(p,)``: of its atom where concepts commute with translations;
-        for a concept with a pointwise part alone it is ``|V_c|``. See :func:`~neuralop_sae.layers.moments.kernel_norms`."""
-        return kernel_norms(self.kernels, self.pointwise, self.energy_form(None))
+        for a concept with a pointwise part alone it is ``|V_c|``. See :func:`~neuralop_sae.layers.moments.kernel_norms`.
+
+        Without gradient; or of the concepts ``(n,)`` that are named, with gradient.
+        """
+        if concepts is None:
+            return kernel_norms(self.kernels, self.pointwise, self.energy_form(None))
+        return norms_of(self.kernels, concepts, self.skip_rows(concepts), self.energy_form(None))
 
     def atoms(self, concepts: Tensor, shape: Sequence[int], *, pointwise: bool = True) -> Tensor:
         """What each concept writes for the unit impulse in the middle of the domain, ``(n, m, *shape)``; with or without its

@@ -15,7 +15,7 @@ from tltorch.factorized_tensors.core import FactorizedTensor
 from torch import Tensor, nn
 
 from .kernels import Kernels, chunk_bytes, register_form
-from .rows import RowGradients, recording
+from .rows import RowGradients, recording, take_rows
 from .selection import Selection
 
 # A pair's share of one product over all concepts costs about a seventh of gathering its row (measured on two CPU cores,
@@ -49,7 +49,7 @@ class DenseKernels(Kernels):
         return weight.permute(self.order).flatten(1, -2)
 
     def rows(self, concepts: Tensor | slice) -> Tensor:
-        return self._table[concepts]
+        return take_rows(self.weight.tensor, concepts, order=self.order).flatten(1, -2)
 
     def respond(self, x: Tensor, selection: Selection) -> Tensor:
         return self.unfold(self._product(self.fold_fields(x), selection, reads=True))

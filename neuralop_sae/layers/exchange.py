@@ -19,6 +19,10 @@ class Exchange:
         """Concepts of all shards, from those of one."""
         return n_concepts
 
+    def first(self, n_concepts: int) -> int:
+        """Number in the whole dictionary of a shard's first concept, where each has so many."""
+        return 0
+
     def top(self, scores: Tensor, k: int) -> Tensor:
         """Boolean ``(B, p)``: of each row of scores the k largest, over all shards, that are positive."""
         if k >= scores.shape[-1]:

@@ -230,11 +230,23 @@ def kernel_norms(kernels: Kernels, skip: Tensor | None, form: EnergyForm) -> Ten
     (:attr:`SpectralBasis.equivariant`), each atom has this norm, wherever it is put; elsewhere atoms have it on average.
     """
     norms = _Norms.of(form, kernels.multiplicity)
-    if isinstance(kernels, MixedKernels):
-        return norms.mixed(kernels, skip).clamp_min_(0).sqrt_()
-    chunk = max(1, chunk_bytes(form.own.device) // (8 * kernels.n_modes * kernels.n_channels))
-    parts = [norms.chunk(kernels, skip, slice(first, first + chunk)) for first in range(0, kernels.n_concepts, chunk)]
+    mixed = norms.of_templates(kernels) if isinstance(kernels, MixedKernels) else None
+    numbers = kernels.rank if isinstance(kernels, MixedKernels) else kernels.n_modes * kernels.n_channels
+    chunk = max(1, chunk_bytes(form.own.device) // (8 * numbers))
+    parts = []
+    for first in range(0, kernels.n_concepts, chunk):
+        concepts = slice(first, first + chunk)
+        parts.append(norms.squares(kernels, mixed, concepts, None if skip is None else skip[concepts]))
     return torch.cat(parts).clamp_min_(0).sqrt_()
+
+
+def norms_of(kernels: Kernels, concepts: Tensor, pointwise: Tensor | None, form: EnergyForm) -> Tensor:
+    """:func:`kernel_norms` of the kernels of some concepts ``(n,)`` and their pointwise parts ``(n, m)``, with gradient,
+    ``(n,)``."""
+    norms = _Norms.of(form, kernels.multiplicity)
+    mixed = norms.of_templates(kernels) if isinstance(kernels, MixedKernels) else None
+    squares = norms.squares(kernels, mixed, concepts, pointwise)
+    return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
 
 
 def _flat(form: EnergyForm) -> Tensor:
@@ -263,31 +275,44 @@ class _Norms:
         own, cross = ((part * response.square()).view(each).sum(1) for part in (form.own, form.weights))
         return cls(own, mirrored, cross, form.paired // multiplicity, form.partner // multiplicity)
 
-    def chunk(self, kernels: Kernels, skip: Tensor | None, concepts: slice) -> Tensor:
+    def squares(self, kernels: Kernels, mixed: _Mixed | None, concepts: Tensor | slice, pointwise: Tensor | None) -> Tensor:
+        """Squared norms of some concepts, ``(n,)``; `mixed` is :meth:`of_templates` for kernels that are mixtures."""
+        if mixed is not None:
+            assert isinstance(kernels, MixedKernels)
+            return mixed.squares(kernels.mixing(concepts), pointwise)
         rows = kernels.rows(concepts)
         numbers = rows if kernels.is_real else torch.view_as_real(rows.resolve_conj()).flatten(-2)  # (n, K, m or 2 m)
         squares = numbers.square().sum(-1) @ self.own
-        paired = (rows[:, self.paired] * rows[:, self.partner]).sum(-1).real @ self.mirrored
-        if skip is None:
-            return squares + paired
-        pointwise = skip[concepts]
+        squares = squares + (rows[:, self.paired] * rows[:, self.partner]).sum(-1).real @ self.mirrored
+        if pointwise is None:
+            return squares
         copied = (self.cross @ numbers)[:, :: 1 if kernels.is_real else 2]
-        return squares + paired + ((2 * copied + pointwise) * pointwise).sum(-1)
+        return squares + ((2 * copied + pointwise) * pointwise).sum(-1)
 
-    def mixed(self, kernels: MixedKernels, skip: Tensor | None) -> Tensor:
-        """As a quadratic form in each concept's own vector, whose matrix comes from the templates."""
+    def of_templates(self, kernels: MixedKernels) -> _Mixed:
+        """The norm as a quadratic form in each concept's own vector."""
         templates = kernels.templates() + 0j  # a real one counts as complex here
         weighted = (templates.conj() * self.own[:, None]).flatten(1)
-        hermitian = weighted @ templates.flatten(1).T
         mirrored = (templates[:, self.paired] * self.mirrored[:, None]).flatten(1)
-        symmetric = mirrored @ templates[:, self.partner].flatten(1).T
-        copied = torch.einsum("rkm,k->rm", templates, self.cross.to(templates.dtype))
-        chunk = max(1, chunk_bytes(templates.device) // (8 * kernels.rank))
-        norms = []
-        for first in range(0, kernels.n_concepts, chunk):
-            concepts = slice(first, first + chunk)
-            mixing = kernels.mixing(concepts).to(templates.dtype)
-            norms.append((((mixing.conj() @ hermitian) + (mixing @ symmetric)) * mixing).sum(-1).real)
-            if skip is not None:
-                norms[-1] += ((2 * (mixing @ copied).real + skip[concepts]) * skip[concepts]).sum(-1)
-        return torch.cat(norms)
+        return _Mixed(
+            weighted @ templates.flatten(1).T,
+            mirrored @ templates[:, self.partner].flatten(1).T,
+            torch.einsum("rkm,k->rm", templates, self.cross.to(templates.dtype)),
+        )
+
+
+class _Mixed(NamedTuple):
+    """A squared kernel norm as a form in the mixing vector: Hermitian and symmetric part ``(r, r)``, and in mixing vector and
+    pointwise part together ``(r, m)``."""
+
+    hermitian: Tensor
+    symmetric: Tensor
+    copied: Tensor
+
+    def squares(self, mixing: Tensor, pointwise: Tensor | None) -> Tensor:
+        """Of the concepts with these vectors ``(n, r)``, ``(n,)``."""
+        mixing = mixing.to(self.hermitian.dtype)
+        squares = ((mixing.conj() @ self.hermitian + mixing @ self.symmetric) * mixing).sum(-1).real
+        if pointwise is None:
+            return squares
+        return squares + ((2 * (mixing @ self.copied).real + pointwise) * pointwise).sum(-1)

@@ -88,14 +88,15 @@ class OpaqueDecoder(_OpaqueLayer):
     def dense_forward(self, field: Tensor) -> Tensor:
         """All concepts, ``(B, p, *grid)`` -> ``(B, m, *grid)``."""
         scaled = field * self.scale.view(-1, *(1,) * self.basis.n_dim)
-        written = self._spectral(scaled) + self._bias(scaled)
+        written = self._spectral(scaled) + self.bias_field(field.shape[2:])
         return written if self.skip is None else written + self.skip(scaled)
 
-    def _bias(self, field: Tensor) -> Tensor:
-        return self.conv(torch.zeros_like(field[:1]))  # type: ignore[no-any-return]
+    def bias_field(self, grid: Sequence[int]) -> Tensor:
+        """What is written where no concept is on, ``(m, *grid)``."""
+        return self.conv(self.scale.new_zeros(1, self.n_concepts, *grid))[0]  # type: ignore[no-any-return]
 
     def _spectral(self, field: Tensor) -> Tensor:
-        return (self.conv(field) - self._bias(field)) * self.spectral_scale
+        return (self.conv(field) - self.bias_field(field.shape[2:])) * self.spectral_scale
 
     def _scattered(self, codes: Tensor, selection: Selection) -> Tensor:
         dense = codes.new_zeros(selection.n_samples, self.n_concepts, *codes.shape[1:])
@@ -104,7 +105,7 @@ class OpaqueDecoder(_OpaqueLayer):
     def contract(self, codes: Tensor, selection: Selection) -> Tensor:
         """Sum over the concepts that are on, bias left out: ``(n, *grid)`` -> ``(n_samples, m, *grid)``."""
         dense = self._scattered(codes, selection)
-        return self.dense_forward(dense) - self._bias(dense)
+        return self.dense_forward(dense) - self.bias_field(codes.shape[1:])
 
     def forward(self, codes: Tensor, selection: Selection) -> Tensor:
         """:meth:`contract` with the bias."""

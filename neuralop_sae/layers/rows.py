@@ -174,23 +174,23 @@ def recording(tensor: Tensor) -> RowGradients | None:
 
 class _TakeRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, parameter: nn.Parameter, index: Tensor, dim: int, record: RowGradients) -> Tensor:
-        ctx.parameter, ctx.index, ctx.dim, ctx.record = parameter, index, dim, record
-        return parameter.index_select(dim, index).movedim(dim, 0)
+    def forward(ctx: Any, parameter: nn.Parameter, index: Tensor, order: tuple[int, ...], record: RowGradients) -> Tensor:
+        ctx.parameter, ctx.index, ctx.order, ctx.record = parameter, index, order, record
+        return parameter.permute(order).index_select(0, index)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None, None]:
-        others = (axis for axis in range(ctx.parameter.ndim) if axis != ctx.dim)
-        ctx.record.add(ctx.parameter, (ctx.dim, *others), Rows(ctx.index, grads[0]))
+        ctx.record.add(ctx.parameter, ctx.order, Rows(ctx.index, grads[0]))
         return None, None, None, None
 
 
-def take_rows(tensor: Tensor, index: Tensor | slice, dim: int = 0) -> Tensor:
-    """``tensor[index]`` along `dim`, which becomes the first axis: ``(n, ...)``. The gradient goes to the active
-    :class:`RowGradients`, if there is one and the tensor is a parameter."""
+def take_rows(tensor: Tensor, index: Tensor | slice, dim: int = 0, order: tuple[int, ...] | None = None) -> Tensor:
+    """``tensor[index]`` along `dim`, which becomes the first axis: ``(n, ...)``; or with all axes in an `order` whose first is
+    indexed. The gradient goes to the active :class:`RowGradients`, if there is one and the tensor is a parameter."""
+    order = order or (dim, *(axis for axis in range(tensor.ndim) if axis != dim))
     if isinstance(index, slice):
-        return tensor.movedim(dim, 0)[index]
+        return tensor.permute(order)[index]
     record = recording(tensor)
     if record is not None:
-        return _TakeRows.apply(tensor, index, dim, record)  # type: ignore[no-any-return]
-    return tensor.index_select(dim, index).movedim(dim, 0)
+        return _TakeRows.apply(tensor, index, order, record)  # type: ignore[no-any-return]
+    return tensor.permute(order).index_select(0, index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -59,6 +59,16 @@ class Selection:
                 self, sample=self.sample[pairs] - first, concept=self.concept[pairs], n_samples=samples.stop - first
             )
             yield samples, part
+
+    def by_part(self, bounds: Sequence[int]) -> Selection:
+        """The same pairs in the same order, each sample cut into several: the pairs of sample b whose concepts lie between two
+        `bounds`, parts 0 to ``len(bounds)``, are those of sample ``b * (len(bounds) + 1) + part``. Within a sample concepts
+        ascend."""
+        parts = len(bounds) + 1
+        sample = self.sample * parts
+        for bound in bounds:
+            sample = sample + (self.concept >= bound)
+        return replace(self, sample=sample, n_samples=self.n_samples * parts, every=None)
 
     def __len__(self) -> int:
         return len(self.sample)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import checkpoint
 from ..codes import ConceptCodes
 from ..layers.basis import SpectralBasis
-from ..layers.exchange import Exchange
+from ..layers.exchange import ALONE, Exchange
 from ..layers.sparsity import Rule
 from ..registry import Registry
 
@@ -42,6 +42,8 @@ class SAEOutput:
         ``(n,)``: factors on the codes through which a threshold learns (JumpReLU).
     dead_reconstruction : Tensor or None
         ``(B, channels, *grid)``: what dead concepts would write for the input, mean left out, where it was asked for.
+    prefix_reconstructions : tuple of Tensor
+        ``(B, channels, *grid)`` for each prefix of the dictionary that was asked for: what the codes of its concepts write.
     """
 
     reconstruction: Tensor
@@ -49,6 +51,7 @@ class SAEOutput:
     scores: Tensor
     gates: Tensor | None = None
     dead_reconstruction: Tensor | None = None
+    prefix_reconstructions: tuple[Tensor, ...] = ()
 
 
 def full_precision(method: F) -> F:
@@ -97,6 +100,7 @@ class SAE(nn.Module, ABC):
     n_dim: int
     mean: Tensor
     scale: Tensor
+    exchange: Exchange = ALONE
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -126,7 +130,7 @@ class SAE(nn.Module, ABC):
         """The field ``(B, channels, *output_shape)`` that codes stand for; on the code grid by default."""
 
     @abstractmethod
-    def forward(self, x: Tensor, *, dead: Tensor | None = None, dead_k: int = 16) -> SAEOutput:
+    def forward(self, x: Tensor, *, dead: Tensor | None = None, dead_k: int = 16, prefixes: Sequence[int] = ()) -> SAEOutput:
         """Encode and decode a field ``(B, channels, *grid)``.
 
         Parameters
@@ -138,6 +142,14 @@ class SAE(nn.Module, ABC):
             sample would write, for the auxiliary loss.
         dead_k : int
             How many of them.
+        prefixes : sequence of int
+            Sizes n of prefixes of the dictionary, concepts 0 to n - 1. The output tells what each reconstructs by itself, from
+            the codes that come of the competition of all concepts.
+
+        Raises
+        ------
+        ValueError
+            If `prefixes` are not increasing sizes from 1 to ``n_concepts - 1``.
         """
 
     def __call__(self, x: Tensor, *args: Any, y: Tensor | None = None, **kwargs: Any) -> Any:
@@ -247,6 +259,15 @@ class SAE(nn.Module, ABC):
         if len(bad):
             raise ValueError(f"concepts {bad.tolist()} are out of range: this model has concepts 0 to {self.n_concepts - 1}")
         return index
+
+    def check_prefixes(self, prefixes: Sequence[int]) -> None:
+        """ValueError unless these are increasing sizes of parts of the dictionary."""
+        n_concepts = self.exchange.whole(self.n_concepts)
+        if list(prefixes) != sorted({n for n in prefixes if 0 < n < n_concepts}):
+            raise ValueError(
+                f"prefixes are increasing sizes from 1 to {n_concepts - 1}, since the whole of n_concepts={n_concepts} always "
+                f"counts; got {tuple(prefixes)}"
+            )
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments as plain data."""

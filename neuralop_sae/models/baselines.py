@@ -31,8 +31,8 @@ class PointSAE(DenseSAE):
         """See :attr:`SAE.atom_grid`: any that has an equator, since an atom is one point."""
         return (3,) * self.n_dim
 
-    def _write(self, values: Tensor) -> Tensor:
-        return torch.einsum("bc...,ci->bi...", values, self.decoder_weight)
+    def _write(self, values: Tensor, concepts: slice = slice(None)) -> Tensor:
+        return torch.einsum("bc...,ci->bi...", values, self.decoder_weight[concepts])
 
     @torch.no_grad()
     def kernel_norms(self) -> Tensor:

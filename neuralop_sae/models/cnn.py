@@ -10,6 +10,8 @@ import torch
 from neuralop.models.base_model import BaseModel
 from torch import Tensor, nn
 
+from ..layers.domain_rules import DEFAULT_DOMAIN_RULE
+from ..layers.rows import take_rows
 from ..layers.sparsity import ConceptRule, DomainRule, build_rule, concept_rules, domain_rules, positive_int
 from ..layers.taps import adjoint, convolve, on_grid
 from .base import saes
@@ -21,11 +23,13 @@ class SAECNN(DenseSAE, BaseModel, name="SAECNN"):  # type: ignore[call-arg]  # m
     r"""Convolutional sparse autoencoder on a periodic box: concepts are kernels of a few taps.
 
     .. math::
-        a_c(s) = D\,\sigma\Bigl(\sum_{i,t} E_{ci}(t)\,x_i(s + t) + b_c\Bigr), \qquad
-        \hat x_i(s) = \sum_{c\ \mathrm{on}} \sum_t W_{ci}(t)\,a_c(s - t) + b_i,
+        a_c(s) = D\,\sigma\Bigl(\sum_i \frac 1 K \sum_t E_{ci}(t)\,x_i(s + t) + b_c\Bigr), \qquad
+        \hat x_i(s) = \sum_{c\ \mathrm{on}} \frac 1 K \sum_t W_{ci}(t)\,a_c(s - t) + b_i,
 
-    with offsets t of whole grid steps from ``-(K // 2)`` to ``(K - 1) // 2``. Rules are those of :class:`SAEFNO`; every
-    concept is worked out at every point, so memory grows with ``n_concepts`` times the grid.
+    with offsets t of whole grid steps from ``-(K // 2)`` to ``(K - 1) // 2`` along each axis, K of them in all. Means over the
+    taps, not sums, as by a quadrature: weights and codes are then as large as those of :class:`SAEFNO` whatever the size of a
+    kernel, and one learning rate suits both. With sums a step of Adam exceeds the weights. Rules are those of
+    :class:`SAEFNO`; every concept is worked out at every point, so memory grows with ``n_concepts`` times the grid.
 
     Parameters
     ----------
@@ -67,7 +71,7 @@ class SAECNN(DenseSAE, BaseModel, name="SAECNN"):  # type: ignore[call-arg]  # m
         taps: str = "fixed",
         reference_grid: int | Sequence[int] | None = None,
         concept_rule: ConceptRule | Mapping[str, Any] | str = "All",
-        domain_rule: DomainRule | Mapping[str, Any] | str = "SoftLocalTopK",
+        domain_rule: DomainRule | Mapping[str, Any] | str = DEFAULT_DOMAIN_RULE,
     ) -> None:
         super().__init__(in_channels, n_concepts)
         self.kernel_size = _sizes(kernel_size, "kernel_size")
@@ -82,23 +86,31 @@ class SAECNN(DenseSAE, BaseModel, name="SAECNN"):  # type: ignore[call-arg]  # m
             )
         self.taps, self.reference_grid = taps, None if reference_grid is None else _sizes(reference_grid, "reference_grid")
         self._basis = domain(self.n_dim, None).resolved_by(self.atom_grid)
-        kernels = torch.randn(n_concepts, in_channels, *self.kernel_size)
-        self.decoder_weight = nn.Parameter(kernels / self._per_kernel(kernels.flatten(1).norm(dim=1)))
-        self.encoder_weight = nn.Parameter(self.decoder_weight.detach() / math.prod(self.kernel_size))
+        self.decoder_weight = nn.Parameter(self._unit(torch.randn(n_concepts, in_channels, *self.kernel_size)))
+        self.encoder_weight = nn.Parameter(self.decoder_weight.detach().clone())
         self.encoder_bias = nn.Parameter(torch.zeros(n_concepts))
         self.decoder_bias = nn.Parameter(torch.zeros(in_channels))
         self.concept_rule = build_rule(concept_rule, concept_rules, n_concepts)
         self.domain_rule = build_rule(domain_rule, domain_rules, n_concepts)
 
-    def _per_kernel(self, values: Tensor) -> Tensor:
-        return values.view(-1, 1, *(1,) * self.n_dim)
+    def _unit(self, kernels: Tensor) -> Tensor:
+        """Of norm one over all channels, in the mean over the taps."""
+        norms = kernels.flatten(1).norm(dim=1).clamp_min(1e-12) / self._n_taps**0.5
+        return kernels / norms.view(-1, 1, *(1,) * self.n_dim)
+
+    @property
+    def _n_taps(self) -> int:
+        return math.prod(self.kernel_size)
+
+    def _on_grid(self, weight: Tensor, grid: Sequence[int]) -> tuple[Tensor, list[int]]:
+        return on_grid(weight / self._n_taps, grid, self.reference_grid)
 
     def _pre_codes(self, field: Tensor) -> Tensor:
-        kernels, centre = on_grid(self.encoder_weight, field.shape[2:], self.reference_grid)
+        kernels, centre = self._on_grid(self.encoder_weight, field.shape[2:])
         return convolve(field, kernels, centre) + self._per_channel(self.encoder_bias)
 
-    def _write(self, values: Tensor) -> Tensor:
-        kernels, centre = on_grid(self.decoder_weight, values.shape[2:], self.reference_grid)
+    def _write(self, values: Tensor, concepts: slice = slice(None)) -> Tensor:
+        kernels, centre = self._on_grid(self.decoder_weight[concepts], values.shape[2:])
         return convolve(values, *adjoint(kernels, centre))
 
     @property
@@ -106,11 +118,12 @@ class SAECNN(DenseSAE, BaseModel, name="SAECNN"):  # type: ignore[call-arg]  # m
         """See :attr:`SAE.atom_grid`."""
         return self.reference_grid or self.kernel_size
 
-    @torch.no_grad()
-    def kernel_norms(self) -> Tensor:
-        """Norm of each concept's taps, ``(n_concepts,)``: L2 norm of what it writes for a unit impulse at a point, on the
-        reference grid if there is one."""
-        return self.decoder_weight.flatten(1).norm(dim=1)
+    def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
+        """Norm of what each concept writes for a one at a point, over points and channels, ``(n_concepts,)``: L2 norm of its
+        atom, on the reference grid if there is one. Without gradient; or of the concepts ``(n,)`` that are named, with
+        gradient."""
+        weight = self.decoder_weight.detach() if concepts is None else take_rows(self.decoder_weight, concepts)
+        return weight.flatten(1).norm(dim=1) / self._n_taps
 
     @torch.no_grad()
     def atoms(self, concepts: Sequence[int] | Tensor, shape: Sequence[int]) -> Tensor:
@@ -118,7 +131,7 @@ class SAECNN(DenseSAE, BaseModel, name="SAECNN"):  # type: ignore[call-arg]  # m
         normalised units. With physical taps the impulse is one of the reference grid: the atom is the same function on every
         grid."""
         index, grid = self.check_concepts(concepts), self.basis.check_grid(shape)
-        kernels, centre = on_grid(self.decoder_weight[index], grid, self.reference_grid)
+        kernels, centre = self._on_grid(self.decoder_weight[index], grid)
         padding: list[int] = []
         for size, points in zip(kernels.shape[2:], grid, strict=True):
             padding = [0, points - size, *padding]
@@ -131,8 +144,7 @@ class SAECNN(DenseSAE, BaseModel, name="SAECNN"):  # type: ignore[call-arg]  # m
         """Start each kernel from the patch at a random point of a random sample, drawn in proportion to its norm there;
         encoder = adjoint of the decoder times the one factor that fits the activations best."""
         field = self.normalize(x)
-        patches = self._patches(field, generator)
-        self.decoder_weight.copy_(patches / self._per_kernel(patches.flatten(1).norm(dim=1).clamp_min(1e-12)))
+        self.decoder_weight.copy_(self._unit(self._patches(field, generator)))
         self.encoder_weight.copy_(self.decoder_weight)
         self.encoder_bias.zero_()
         self.decoder_bias.zero_()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -56,8 +57,8 @@ class DenseSAE(SAE):
         """Pre-codes ``(B, p, *grid)`` of a field ``(B, m, *grid)`` in normalised units."""
 
     @abstractmethod
-    def _write(self, values: Tensor) -> Tensor:
-        """The field ``(B, m, *grid)`` of codes ``(B, p, *grid)``, bias left out, in normalised units."""
+    def _write(self, values: Tensor, concepts: slice = slice(None)) -> Tensor:
+        """The field ``(B, m, *grid)`` of the codes of some concepts, ``(B, n, *grid)``, bias left out, in normalised units."""
 
     @property
     def basis(self) -> SpectralBasis:
@@ -65,13 +66,15 @@ class DenseSAE(SAE):
         return self._basis
 
     @full_precision
-    def forward(self, x: Tensor, *, dead: Tensor | None = None, dead_k: int = 16) -> SAEOutput:
+    def forward(self, x: Tensor, *, dead: Tensor | None = None, dead_k: int = 16, prefixes: Sequence[int] = ()) -> SAEOutput:
         """See :meth:`SAE.forward`."""
+        self.check_prefixes(prefixes)
         pre_codes = self._pre_codes(self.normalize(x))
         values, selection, scores, gates = self._express(pre_codes)
         codes = self._codes(values, selection, x.shape[2:])
         revived = None if dead is None else self._revive(pre_codes, dead, dead_k) * self.scale
-        return SAEOutput(self._read_out(values), codes, scores, gates, revived)
+        *nested, reconstruction = self._decode_prefixes(values, prefixes)
+        return SAEOutput(reconstruction, codes, scores, gates, revived, tuple(nested))
 
     def dense_forward(self, x: Tensor) -> SAEOutput:
         """The same as :meth:`forward`, which is dense already."""
@@ -89,14 +92,18 @@ class DenseSAE(SAE):
         if codes.n_concepts != self.n_concepts:
             raise ValueError(f"codes of {codes.n_concepts} concepts, but this model has n_concepts={self.n_concepts}")
         values = self._dense(codes).to(self.dtype)
-        return self.basis.resample(self._read_out(values), output_shape or codes.grid)
+        (field,) = self._decode_prefixes(values)
+        return self.basis.resample(field, output_shape or codes.grid)
 
     def _dense(self, codes: ConceptCodes) -> Tensor:
         """Codes as :meth:`_write` takes them."""
         return codes.to_dense()
 
-    def _read_out(self, values: Tensor) -> Tensor:
-        return self.denormalize(self._write(values) + self._offset)
+    def _decode_prefixes(self, values: Tensor, prefixes: Sequence[int] = ()) -> list[Tensor]:
+        """Reconstructions from each prefix and from the whole. Every concept is written once."""
+        bounds = pairwise((0, *prefixes, self.n_concepts))
+        parts = (self._write(values[:, first:last], slice(first, last)) for first, last in bounds)
+        return [self.denormalize(field + self._offset) for field in accumulate(parts)]
 
     @property
     def _code_basis(self) -> SpectralBasis:

@@ -12,6 +12,7 @@ from torch import nn
 from ..layers.adjoint import TiedEncoder
 from ..layers.concepts import ConceptDecoder, ConceptEncoder
 from ..layers.conv_modules import convolution_of, name_of_module
+from ..layers.domain_rules import DEFAULT_DOMAIN_RULE
 from ..layers.sparsity import ConceptRule, DomainRule, build_rule, concept_rules, domain_rules
 from ..layers.unrolled import UnrolledEncoder
 from .base import saes
@@ -107,7 +108,7 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
         n_modes: int | Sequence[int],
         *,
         concept_rule: ConceptRule | Mapping[str, Any] | str = "All",
-        domain_rule: DomainRule | Mapping[str, Any] | str = "SoftLocalTopK",
+        domain_rule: DomainRule | Mapping[str, Any] | str = DEFAULT_DOMAIN_RULE,
         encoder: str = "linear",
         decoder: str = "linear",
         skip: str | None = "linear",

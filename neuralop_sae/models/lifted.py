@@ -91,9 +91,9 @@ class Lifted(SAE):
         return self.inner.basis
 
     @full_precision
-    def forward(self, x: Tensor, *, dead: Tensor | None = None, dead_k: int = 16) -> SAEOutput:
+    def forward(self, x: Tensor, *, dead: Tensor | None = None, dead_k: int = 16, prefixes: Sequence[int] = ()) -> SAEOutput:
         """See :meth:`SAE.forward`."""
-        return self._lower(self.inner(self._lift(x), dead=dead, dead_k=dead_k))
+        return self._lower(self.inner(self._lift(x), dead=dead, dead_k=dead_k, prefixes=prefixes))
 
     @full_precision
     def dense_forward(self, x: Tensor) -> SAEOutput:
@@ -108,7 +108,10 @@ class Lifted(SAE):
     @full_precision
     def decode(self, codes: ConceptCodes, output_shape: Sequence[int] | None = None) -> Tensor:
         """The field ``(B, channels, *output_shape)`` that codes stand for; on the code grid by default."""
-        return self.denormalize(self.lifting.project(self.inner.decode(codes, output_shape)))
+        return self._read_out(self.inner.decode(codes, output_shape))
+
+    def _read_out(self, lifted: Tensor) -> Tensor:
+        return self.denormalize(self.lifting.project(lifted))
 
     def _lift(self, x: Tensor) -> Tensor:
         return self.lifting.lift(self.normalize(x))
@@ -117,8 +120,9 @@ class Lifted(SAE):
         dead = out.dead_reconstruction
         return replace(
             out,
-            reconstruction=self.denormalize(self.lifting.project(out.reconstruction)),
+            reconstruction=self._read_out(out.reconstruction),
             dead_reconstruction=None if dead is None else self.lifting.project(dead) * self.scale,
+            prefix_reconstructions=tuple(map(self._read_out, out.prefix_reconstructions)),
         )
 
     @torch.no_grad()

@@ -67,8 +67,9 @@ class FlatSAE(DenseSAE):
         numbers = nn.functional.linear(weighted.flatten(1), self.encoder_weight.flatten(1), self.encoder_bias)
         return self._per_code(numbers)
 
-    def _write(self, values: Tensor) -> Tensor:
-        return (values.flatten(1) @ self.decoder_weight.flatten(1)).unflatten(1, (self.in_channels, *self.grid))
+    def _write(self, values: Tensor, concepts: slice = slice(None)) -> Tensor:
+        written = values.flatten(1) @ self.decoder_weight[concepts].flatten(1)
+        return written.unflatten(1, (self.in_channels, *self.grid))
 
     @property
     def _offset(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ..codes import ConceptCodes
 from ..layers.basis import SpectralBasis
 from ..layers.concepts import ConceptDecoder, ConceptEncoder, Energies, Spectrum
-from ..layers.exchange import ALONE, Exchange
+from ..layers.exchange import Exchange
 from ..layers.kernels import chunk_bytes
 from ..layers.selection import Selection
 from ..layers.sparsity import ConceptRule, DomainRule
@@ -67,7 +68,6 @@ class SpectralSAE(SAE):
     selection: str
     oversample: int
     code_grid: tuple[int, ...] | str
-    exchange: Exchange = ALONE
 
     def concept_axes(self) -> dict[str, int]:
         """See :meth:`SAE.concept_axes`."""
@@ -95,14 +95,19 @@ class SpectralSAE(SAE):
         return {**super().config(), "n_concepts": self.exchange.whole(self.n_concepts)}
 
     @full_precision
-    def forward(self, x: Tensor, *, dead: Tensor | None = None, dead_k: int = 16) -> SAEOutput:
+    def forward(self, x: Tensor, *, dead: Tensor | None = None, dead_k: int = 16, prefixes: Sequence[int] = ()) -> SAEOutput:
         """See :meth:`SAE.forward`. Dead concepts are ranked by their energy before rectification, and their pre-codes are
         rectified by a leaky ReLU, so that a wholly negative one still gets a gradient."""
-        spectrum = self._analyse(x)
+        self.check_prefixes(prefixes)
+        spectrum, grid = self._analyse(x), x.shape[2:]
         out = self._infer(spectrum)
-        reconstruction = self._decode(out.values, out.selection, x.shape[2:])
-        revived = None if dead is None else self._revive(spectrum, out.bound, dead, dead_k, x.shape[2:])
-        return SAEOutput(reconstruction, self._codes(out.values, out.selection), out.scores, out.gates, revived)
+        if prefixes:
+            *nested, reconstruction = self._decode_prefixes(out.values, out.selection, prefixes, grid)
+        else:
+            nested, reconstruction = [], self._decode(out.values, out.selection, grid)
+        revived = None if dead is None else self._revive(spectrum, out.bound, dead, dead_k, grid)
+        codes = self._codes(out.values, out.selection)
+        return SAEOutput(reconstruction, codes, out.scores, out.gates, revived, tuple(nested))
 
     @full_precision
     def encode(self, x: Tensor) -> ConceptCodes:
@@ -118,8 +123,20 @@ class SpectralSAE(SAE):
         return self._decode(codes.values.to(self.dtype), codes.selection, output_shape or codes.grid)
 
     def _decode(self, values: Tensor, selection: Selection, grid: Sequence[int]) -> Tensor:
-        field = self.decoder_trunk(self.concept_decoder(values, selection))
-        return self.denormalize(self.basis.resample(field, grid))
+        return self._read_out(self.concept_decoder(values, selection), grid)
+
+    def _decode_prefixes(
+        self, values: Tensor, selection: Selection, prefixes: Sequence[int], grid: Sequence[int]
+    ) -> list[Tensor]:
+        """As :meth:`_decode`, from each prefix and from the whole. Every concept is written once."""
+        first = self.exchange.first(self.n_concepts)
+        written = self.concept_decoder.contract(values, selection.by_part([n - first for n in prefixes]))
+        parts = written.unflatten(0, (selection.n_samples, -1)).unbind(1)
+        fields = accumulate(parts, initial=self.concept_decoder.bias_field(values.shape[1:]))
+        return [self._read_out(field, grid) for field in islice(fields, 1, None)]
+
+    def _read_out(self, field: Tensor, grid: Sequence[int]) -> Tensor:
+        return self.denormalize(self.basis.resample(self.decoder_trunk(field), grid))
 
     @property
     def basis(self) -> SpectralBasis:

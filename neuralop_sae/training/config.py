@@ -24,6 +24,10 @@ class TrainingConfig(BaseModel):
         A concept is dead after so many *fields* without being on.
     gate_weight : float
         Weight of the number of concepts on per sample, for rules with gates (JumpReLU).
+    prefixes : tuple of int
+        Increasing sizes of prefixes of the dictionary, below `n_concepts`, each of which has to reconstruct by itself
+        (Matryoshka, Bussmann et al., arXiv 2503.17547): the loss is the mean over the prefixes and the whole, with the codes
+        that come of the competition of all concepts.
     normalize, initialize : bool
         Whether to set the model's mean and scale from the activations, and its dictionary, before the first step.
     seed : int
@@ -49,6 +53,7 @@ class TrainingConfig(BaseModel):
     auxiliary_k: int = Field(16, ge=1)
     dead_after: int = Field(400, ge=1)
     gate_weight: float = Field(0.0, ge=0)
+    prefixes: tuple[int, ...] = ()
     normalize: bool = True
     initialize: bool = True
     seed: int = 0

@@ -2,8 +2,9 @@
 
 Data parallel: every rank holds the dictionary and takes a share of each batch. Concept parallel: every rank holds a shard
 of the dictionary and sees the whole batch; what travels is the k strongest scores of each sample and the sum of what the
-shards write, m x K coefficients per sample (one field where the pointwise part needs the grid). Nothing that travels grows
-with the number of concepts. Gradients of rows travel between data ranks in their factors, never as rows.
+shards write, m x K coefficients per sample (one field where the pointwise part needs the grid), of each nested prefix that
+training asks for. Nothing that travels grows with the number of concepts. Gradients of rows travel between data ranks in their
+factors, never as rows.
 
 Two things are taken by each data rank over its own share of a batch: the ``k * batch`` pairs of ``BatchTopK``, whose
 threshold is averaged over the ranks now and then, and the ratio in the auxiliary loss. Everything else is as on one process.
@@ -250,6 +251,9 @@ class Shards(Exchange):
 
     def whole(self, n_concepts: int) -> int:
         return n_concepts * self.mesh.n_concept
+
+    def first(self, n_concepts: int) -> int:
+        return n_concepts * self.mesh.concept_rank
 
     def top(self, scores: Tensor, k: int) -> Tensor:
         best = scores.topk(min(k, scores.shape[-1]), dim=-1)

@@ -19,8 +19,9 @@ class TrainingHistory:
     ----------
     rows : list of dict
         step, epoch, loss, fve, l0, l0_local, dead_fraction, learning_rate. `loss` is what the run minimises, per field,
-        without the auxiliary loss and gates: the unexplained variance by default, and then ``1 - fve``. `fve`, the share of
-        the training batches' variance that is explained, by quadrature, means the same whatever the loss.
+        without the auxiliary loss and gates: the unexplained variance by default, and then ``1 - fve``, unless it is a mean
+        over prefixes of the dictionary. `fve`, the share of the training batches' variance that is explained, by
+        quadrature, means the same whatever the loss.
     seconds : float
         Time spent in steps.
     """

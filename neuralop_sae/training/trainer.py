@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,22 +15,15 @@ from .. import checkpoint
 from ..layers.rows import RowGradients
 from ..layers.sparsity import Rule
 from ..models.base import SAE, SAEOutput
+from . import saved_run
 from .config import TrainingConfig
 from .distributed import Mesh, Single
 from .history import Meter, TrainingHistory
-from .losses import Loss, auxiliary_loss, describe_loss, per_field, unexplained_variance
+from .losses import Loss, auxiliary_loss, per_field, unexplained_variance
 from .revival import DeadConcepts
+from .saved_run import CHECKPOINT_NAME
+from .statistics import Activations, channel_statistics
 from .update import Update
-
-CHECKPOINT_NAME = "training.safetensors"
-
-
-class Activations(Protocol):
-    """Anything with a length that gives fields ``(B, channels, *grid)`` for a tensor of indices: a tensor, a store."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Any, /) -> Tensor: ...
 
 
 def train(
@@ -56,7 +47,7 @@ def train(
     sae : SAE
         The model.
     activations : Tensor or store
-        ``(N, channels, *grid)``; see :class:`Activations`.
+        ``(N, channels, *grid)``; see :class:`~neuralop_sae.training.statistics.Activations`.
     config : TrainingConfig, optional
         How.
     loss : callable, optional
@@ -86,8 +77,9 @@ def train(
     Raises
     ------
     ValueError
-        If the activations do not fit the model, hold a NaN or Inf, the loss gives anything but one finite number with a
-        gradient, or the checkpoint is of another run: of another model, configuration, loss or number of fields.
+        If the activations or the prefixes of `config` do not fit the model, the activations hold a NaN or Inf, the loss gives
+        anything but one finite number with a gradient, or the checkpoint is of another run: of another model, configuration,
+        loss or number of fields.
     TypeError
         If the loss is no callable or gives no real tensor.
     FloatingPointError
@@ -107,7 +99,7 @@ def train(
     """
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     run = _Run(sae, activations, config or TrainingConfig(), folder, parallel, loss)
-    if resume and run.checkpoint_path is not None and run.checkpoint_path.exists():
+    if resume and run.is_saved:
         run.load()
     else:
         run.prepare()
@@ -122,7 +114,7 @@ def save_pretrained(sae: SAE, folder: str | Path, parallel: Single) -> None:
 
 
 class _Run:
-    """One training run: the order of its steps, what it counts, and its state on disk."""
+    """One training run: its steps, what it counts, and its last good state."""
 
     def __init__(
         self,
@@ -132,12 +124,14 @@ class _Run:
         folder: Path | None,
         parallel: Single | None = None,
         loss: Loss | None = None,
+        name: str = "",
     ) -> None:
         if not len(activations):
             raise ValueError("there are no activations to train on")
         if not any(True for _ in sae.parameters()):
             raise ValueError(f"a {type(sae).__name__} has no parameters to train; use its fit(activations)")
-        self.sae, self.activations, self.config = sae, activations, config
+        sae.check_prefixes(config.prefixes)
+        self.sae, self.activations, self.config, self.name = sae, activations, config, name
         self.parallel = parallel or Single()
         self.parallel.check(sae, len(activations), config.batch_size)
         self.device = sae.mean.device
@@ -151,9 +145,35 @@ class _Run:
             folder.mkdir(parents=True, exist_ok=True)
         self.steps_per_epoch = math.ceil(len(activations) / config.batch_size)
         self.n_steps = self.steps_per_epoch * config.n_epochs
-        self.identity = self._identity(loss)
+        self.identity = saved_run.identity(sae, config, len(activations), loss)
         self.history = TrainingHistory()
+        self.meter = Meter()
         self.step = 0
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self.checkpoint_path is not None and self.checkpoint_path.exists()
+
+    def prepare(self) -> None:
+        """Begin, with statistics of the activations, which are checked as a whole."""
+        prepare([[self]])
+
+    def start_from(self, mean: Tensor, scale: Tensor, few: Tensor) -> None:
+        """Set normalisation and dictionary from statistics and a few activations. The checkpoint of an earlier run in the
+        folder is put aside."""
+        if self.config.normalize:
+            self.sae.fit_normalization(mean, scale)
+        if self.config.initialize:
+            self.sae.initialize_from(few.to(self.device), self.draw_few()[1])
+        if self.checkpoint_path is not None and self.parallel.is_main:
+            saved_run.put_aside(self.checkpoint_path)
+        self._begin()
+
+    def draw_few(self) -> tuple[Tensor, torch.Generator]:
+        """Indices of the activations from which the dictionary starts, and the generator that drew them."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+        return torch.randperm(len(self.activations), generator=generator)[:64], generator
 
     def _begin(self) -> None:
         """Take this rank's part of the model, and make what a step needs for it."""
@@ -163,67 +183,57 @@ class _Run:
         self.update = Update(self.sae, self.parallel, self.config.gradient_clip)
         self.dead = DeadConcepts(self.sae.n_concepts, self.config.dead_after, self.device)
 
-    def prepare(self) -> None:
-        """Statistics and initial dictionary from the activations, which are checked as a whole. The checkpoint of an
-        earlier run in the folder is put aside."""
-        mean, scale = channel_statistics(self.sae, self.activations, self.config.batch_size)
-        if self.config.normalize:
-            self.sae.fit_normalization(mean, scale)
-        if self.config.initialize:
-            generator = torch.Generator().manual_seed(self.config.seed)
-            chosen = torch.randperm(len(self.activations), generator=generator)[:64]
-            self.sae.initialize_from(self.activations[chosen].to(self.device), generator)
-        where = self.checkpoint_path
-        if where is not None and self.parallel.is_main and where.exists():
-            where.replace(where.with_stem(f"{where.stem}.previous"))
-        self._begin()
-
     def go(self, progress: bool) -> TrainingHistory:
-        self.sae.train()
-        last_good = self._keep()
-        meter = Meter()
-        quiet = not (progress and self.parallel.is_main)
-        bar = tqdm(total=self.n_steps, initial=self.step, desc="train", unit="step", disable=quiet)
-        try:
-            with bar:
-                for index in self._order():
-                    started = time.perf_counter()
-                    x = self.activations[self.parallel.share(index)].to(self.device)
-                    meter.update(*self._one_step(x))
-                    self.step += 1
-                    self.history.seconds += time.perf_counter() - started
-                    bar.update()
-                    if self.step % self.config.log_every == 0 or self.step == self.n_steps:
-                        self._synchronize()
-                        bar.set_postfix(self._log(meter))
-                        meter = Meter()
-                    every = self.config.check_every if self.checkpoint_path is None else self.config.checkpoint_every
-                    if self.step % self.config.check_every == 0 or self.step % every == 0 or self.step == self.n_steps:
-                        self._check_finite()
-                    if self.step % every == 0 or self.step == self.n_steps:
-                        last_good = self._keep()
-        except FloatingPointError:
-            if last_good is None:
-                assert self.checkpoint_path is not None
-                last_good = self.parallel.my_state(checkpoint.read_tensors(self.checkpoint_path)[0], self._axes_of_state())
-            self._restore(last_good)
-            raise
-        except RuntimeError as error:
-            if isinstance(self.parallel, Mesh):
-                raise self._lost(error) from error
-            raise
-        finally:
-            self.sae.eval()
+        """Take all steps that remain."""
+        go([[self]], progress)
         return self.history
 
-    def _keep(self) -> dict[str, Tensor] | None:
+    def order(self) -> Iterator[Tensor]:
+        """Indices of each remaining step. The order of an epoch depends on (seed, epoch) only, so that a resumed run
+        goes on where it stopped."""
+        while self.step < self.n_steps:
+            epoch, first = divmod(self.step, self.steps_per_epoch)
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(self.activations), generator=generator)
+            yield from order.split(self.config.batch_size)[first:]
+
+    def advance(self, x: Tensor) -> dict[str, float]:
+        """Take a step; what there is to show, where it is logged."""
+        started = time.perf_counter()
+        self.meter.update(*self._one_step(x))
+        self.step += 1
+        self.history.seconds += time.perf_counter() - started
+        shown = {}
+        if self.step % self.config.log_every == 0 or self.step == self.n_steps:
+            self._synchronize()
+            shown = self._log()
+        every = self.config.check_every if self.checkpoint_path is None else self.config.checkpoint_every
+        if self.step % self.config.check_every == 0 or self.step % every == 0 or self.step == self.n_steps:
+            self._check_finite()
+        if self.step % every == 0 or self.step == self.n_steps:
+            self.keep()
+        return shown
+
+    def keep(self) -> None:
         """Keep a state to come back to: on disk where there is a folder, which spares its memory, else a copy."""
         if self.checkpoint_path is None:
-            return self._state()
-        self.save()
-        return None
+            self.last_good = self._state()
+            return
+        whole = self.parallel.whole_state(self._state(), self._axes_of_state())
+        if whole is not None:
+            progress = {"step": self.step, "rows": self.history.rows, "seconds": self.history.seconds}
+            saved_run.write(self.checkpoint_path, self.identity, whole, progress)
 
-    def _lost(self, error: RuntimeError) -> ConnectionError:
+    def fall_back(self) -> None:
+        """Go back to the state that was kept last."""
+        if self.checkpoint_path is None:
+            self._restore(self.last_good)
+        else:
+            state = checkpoint.read_tensors(self.checkpoint_path)[0]
+            self._restore(self.parallel.my_state(state, self._axes_of_state()))
+
+    def lost(self, error: RuntimeError) -> ConnectionError:
+        """What to say where another rank does not answer."""
         where = self.checkpoint_path
         saved = (
             f"the checkpoint in {where.parent} is whole: go on with resume"
@@ -243,23 +253,15 @@ class _Run:
         self.dead.refresh(bool(dead))
         self.dead_fraction = float(dead) / (self.sae.n_concepts * self.parallel.n_concept)
 
-    def _order(self) -> Iterator[Tensor]:
-        """Indices of each remaining step. The order of an epoch depends on (seed, epoch) only, so that a resumed run
-        goes on where it stopped."""
-        while self.step < self.n_steps:
-            epoch, first = divmod(self.step, self.steps_per_epoch)
-            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            order = torch.randperm(len(self.activations), generator=generator)
-            yield from order.split(self.config.batch_size)[first:]
-
     def _one_step(self, x: Tensor) -> tuple[Tensor, Tensor, SAEOutput]:
-        config, sae = self.config, self.sae
+        config = self.config
         dead = self.dead.known if config.auxiliary_weight else None
         with RowGradients() as rows:
-            out = self.forward(x, dead=dead, dead_k=config.auxiliary_k)
-            unexplained = unexplained_variance(x, out.reconstruction, sae.scale, out.codes.basis)
-            main = unexplained if self.loss is None else self.loss(out.reconstruction, x)
-            total = main
+            out = self.forward(x, dead=dead, dead_k=config.auxiliary_k, prefixes=config.prefixes)
+            unexplained = self._unexplained(out.reconstruction, x)
+            whole = unexplained if self.loss is None else self.loss(out.reconstruction, x)
+            parts = [(self.loss or self._unexplained)(each, x) for each in out.prefix_reconstructions]
+            total = main = torch.stack([whole, *parts]).mean()
             if out.dead_reconstruction is not None:
                 residual = x - out.reconstruction
                 total = total + config.auxiliary_weight * auxiliary_loss(residual, out.dead_reconstruction, out.codes.basis)
@@ -269,23 +271,29 @@ class _Run:
         self.dead.update(out.codes, len(x) * self.parallel.n_data)
         return main.detach(), unexplained.detach(), out
 
+    def _unexplained(self, reconstruction: Tensor, x: Tensor) -> Tensor:
+        return unexplained_variance(x, reconstruction, self.sae.scale, self.sae.basis)
+
     def _rate(self) -> float:
         config, done = self.config, self.step
         rise = min(1.0, (done + 1) / max(1.0, config.warmup * self.n_steps))
         fall = min(1.0, (self.n_steps - done) / max(1.0, config.decay * self.n_steps))
         return rise * fall
 
-    def _log(self, meter: Meter) -> dict[str, float]:
-        row = meter.means(self.parallel)
+    def _log(self) -> dict[str, float]:
+        row = self.meter.means(self.parallel)
+        self.meter = Meter()
         row["dead_fraction"] = self.dead_fraction
         position = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
         self.history.rows.append({**position, **row, "learning_rate": self.config.learning_rate * self._rate()})
-        return {name: round(value, 4) for name, value in row.items()}
+        shown = {self.name: row["fve"]} if self.name else row
+        return {name: round(value, 4) for name, value in shown.items()}
 
     def _check_finite(self) -> None:
         if not self.update.is_finite():
+            of = f" of {self.name!r}" if self.name else ""
             raise FloatingPointError(
-                f"the parameters became NaN or Inf between steps {self.step - self.config.check_every} and {self.step}; "
+                f"the parameters{of} became NaN or Inf between steps {self.step - self.config.check_every} and {self.step}; "
                 f"the model was put back to its last good state. A learning rate below {self.config.learning_rate} may help"
             )
 
@@ -307,60 +315,66 @@ class _Run:
         self.dead.load(state)
         self.dead.exist = bool(self.parallel.sum_of_shards(state["dead.known"].sum()))
 
-    def _identity(self, loss: Loss | None) -> str:
-        """What a checkpoint must share with a run that resumes it."""
-        run = {"model": type(self.sae).__name__, "arguments": self.sae.config(), "n_fields": len(self.activations)}
-        if loss is not None:
-            run["loss"] = describe_loss(loss)
-        return json.dumps({**run, "config": self.config.model_dump()}, sort_keys=True)
-
-    def save(self) -> None:
-        """Write the checkpoint, if there is a folder for it."""
-        if self.checkpoint_path is None:
-            return
-        progress = {"step": self.step, "rows": self.history.rows, "seconds": self.history.seconds}
-        header = {"run": self.identity, "progress": json.dumps(progress)}
-        whole = self.parallel.whole_state(self._state(), self._axes_of_state())
-        if whole is not None:
-            checkpoint.write_tensors(self.checkpoint_path, whole, header)
-
     def load(self) -> None:
         """Take up the checkpoint."""
         assert self.checkpoint_path is not None
-        state, header = checkpoint.read_tensors(self.checkpoint_path)
-        if header.get("run") != self.identity:
-            differences = "; ".join(_differences(json.loads(header.get("run", "{}")), json.loads(self.identity)))
-            raise ValueError(
-                f"{self.checkpoint_path} is of another run: {differences}. Resume with the same, or train in another folder"
-            )
+        state, progress = saved_run.read(self.checkpoint_path, self.identity)
         self._begin()
         self._restore(self.parallel.my_state(state, self._axes_of_state()))
-        progress = json.loads(header["progress"])
         self.step = progress["step"]
         self.history = TrainingHistory(progress["rows"], progress["seconds"])
 
 
-def channel_statistics(sae: SAE, activations: Activations, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Mean of each channel ``(channels,)`` and root mean square of the centred activations ``()``, by quadrature, in one
-    pass. ValueError if the activations do not fit the model or hold a NaN or Inf."""
-    total = square = torch.zeros((), dtype=torch.float64)
-    for index in torch.arange(len(activations)).split(batch_size):
-        x = activations[index].to(sae.mean.device)
-        sae.normalize(x)
-        x = x.double()
-        weights = sae.basis.quadrature(x.shape[2:], like=x)
-        total = total + (x * weights).flatten(2).sum((0, 2)).cpu()
-        square = square + (x.square() * weights).flatten(2).sum((0, 2)).cpu()
-    mean = total / len(activations)
-    scale = (square / len(activations) - mean.square()).mean().clamp_min(0).sqrt()
-    return mean.to(sae.mean), scale.to(sae.mean)
+def prepare(sites: Sequence[Sequence[_Run]]) -> None:
+    """Begin runs; those of a site share their activations, which are read once."""
+    found = [channel_statistics([run.sae for run in site], site[0].activations, site[0].config.batch_size) for site in sites]
+    for site, statistics in zip(sites, found, strict=True):
+        few = site[0].activations[site[0].draw_few()[0]]
+        for run, (mean, scale) in zip(site, statistics, strict=True):
+            run.start_from(mean, scale, few)
 
 
-def _differences(saved: dict[str, Any], now: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Where two descriptions of runs differ, in words."""
-    for name in sorted(saved.keys() | now.keys()):
-        old, new = saved.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{path}{name}.")
-        elif old != new:
-            yield f"{path}{name} was {old!r}, now {new!r}"
+def go(sites: Sequence[Sequence[_Run]], progress: bool) -> None:
+    """Take runs of one order to their end, in step. Those of a site share their activations: each batch is read once, for all
+    that have not had it yet (a resumed run may be ahead of others). If one becomes NaN or Inf, all fall back."""
+    runs = [run for site in sites for run in site]
+    behind = min(runs, key=lambda run: run.step)
+    quiet = not (progress and behind.parallel.is_main)
+    bar = tqdm(total=behind.n_steps, initial=behind.step, desc="train", unit="step", disable=quiet)
+    for run in runs:
+        run.sae.train()
+        run.keep()
+    try:
+        with bar:
+            for step, index in enumerate(behind.order(), start=behind.step):
+                shown: dict[str, float] = {}
+                for site in sites:
+                    shown |= _advance([run for run in site if run.step == step], index)
+                bar.update()
+                if shown:
+                    bar.set_postfix(shown)
+    except FloatingPointError:
+        for run in runs:
+            run.fall_back()
+        raise
+    except RuntimeError as error:
+        if isinstance(behind.parallel, Mesh):
+            raise behind.lost(error) from error
+        raise
+    finally:
+        for run in runs:
+            run.sae.eval()
+
+
+def _advance(runs: Sequence[_Run], index: Tensor) -> dict[str, float]:
+    """A step of runs on one site, with the one batch; what they logged."""
+    if not runs:
+        return {}
+    started = time.perf_counter()
+    x = runs[0].activations[runs[0].parallel.share(index)].to(runs[0].device)
+    reading = time.perf_counter() - started
+    shown: dict[str, float] = {}
+    for run in runs:
+        run.history.seconds += reading
+        shown |= run.advance(x.to(run.device))
+    return shown

@@ -11,6 +11,7 @@ from neuralop.layers.spectral_convolution import SpectralConv
 from torch import Tensor
 
 from neuralop_sae.layers import ConceptDecoder, ConceptEncoder, FourierBasis, Selection, Spectrum, moments
+from neuralop_sae.layers.rows import RowGradients
 from neuralop_sae.testing import assert_equal, check_concept_layer
 
 FORMS = [(None, 1.0), ("tucker", 0.5), ("cp", 0.5), ("tt", 0.5)]
@@ -146,6 +147,41 @@ def test_scaling(skip: str | None, factorization: str | None, rank: float) -> No
         assert_equal("pointwise norm", decoder.skip_rows(slice(None)).norm(dim=1), before[..., 0].norm(dim=0))
     decoder.skip = None
     assert_equal("spectral norm", decoder.kernel_norms(), torch.full((7,), 0.3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("skip", ["linear", None])
+@pytest.mark.parametrize(("factorization", "rank"), FORMS)
+def test_norms_of_named_concepts_carry_the_gradient_of_what_an_impulse_writes(
+    skip: str | None, factorization: str | None, rank: float
+) -> None:
+    _, decoder = layers((4, 5), skip=skip, factorization=factorization, rank=rank)
+    concepts, probe = torch.tensor([5, 0, 3]), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    grid = (9, 9)
+    impulses = torch.zeros(3, 7, *grid, dtype=torch.float64)
+    impulses[range(3), concepts] = decoder.basis.synthesis(decoder.basis.impulse(like=impulses), grid)
+    written = decoder.dense_forward(impulses) - decoder.dense_forward(torch.zeros_like(impulses))
+    norms = decoder.basis.mean_square(written).sum(1).sqrt()
+    (norms @ probe).backward()
+    expected = {p: p.grad for p in decoder.parameters() if p.grad is not None and p.grad.abs().max() > 1e-12}
+    decoder.zero_grad()
+    found = decoder.kernel_norms(concepts)
+    assert_equal("norms", found, norms)
+    assert torch.equal(decoder.kernel_norms(), decoder.kernel_norms().detach())
+    (found @ probe).backward()
+    for parameter, gradient in expected.items():
+        assert_equal("gradient", parameter.grad, gradient)
+    decoder.zero_grad()
+    with RowGradients() as rows:
+        (decoder.kernel_norms(concepts) @ probe).backward()
+    orders = {parameter: order for parameter, order, _ in rows.parts()}
+    by_row = {part.parameter: part for part in rows.sums()}
+    assert decoder.kernels.concept_tensor[0] in by_row
+    for parameter, gradient in expected.items():
+        if parameter not in by_row:
+            assert_equal("gradient of what concepts share", parameter.grad, gradient)
+            continue
+        assert by_row[parameter].index.tolist() == [0, 3, 5]
+        assert_equal("gradient by row", by_row[parameter].values, gradient.permute(orders[parameter])[[0, 3, 5]])
 
 
 def test_kernel_norm_of_a_pointwise_concept_is_the_norm_of_its_vector() -> None:

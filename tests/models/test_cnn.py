@@ -1,3 +1,4 @@
+import math
 from itertools import product
 
 import pytest
@@ -56,14 +57,14 @@ def test_pre_codes_and_reconstruction_are_sums_over_offsets(grid, kernel_size):
     for tap in product(*(range(size) for size in kernel_size)):
         offset = [size // 2 - index for size, index in zip(kernel_size, tap, strict=True)]  # x(s + t) is x rolled by -t
         shifted = field.roll(offset, tuple(range(2, field.ndim)))
-        codes += torch.einsum("ci,bi...->bc...", sae.encoder_weight[(..., *tap)], shifted)
+        codes += torch.einsum("ci,bi...->bc...", sae.encoder_weight[(..., *tap)] / math.prod(kernel_size), shifted)
     codes = torch.relu(codes + sae.encoder_bias.view(-1, *(1,) * len(grid)))
     torch.testing.assert_close(sae.encode(x).to_dense(), codes)
     written = torch.zeros_like(field)
     for tap in product(*(range(size) for size in kernel_size)):
         offset = [index - size // 2 for size, index in zip(kernel_size, tap, strict=True)]
         shifted = codes.roll(offset, tuple(range(2, field.ndim)))
-        written += torch.einsum("ci,bc...->bi...", sae.decoder_weight[(..., *tap)], shifted)
+        written += torch.einsum("ci,bc...->bi...", sae.decoder_weight[(..., *tap)] / math.prod(kernel_size), shifted)
     expected = sae.denormalize(written + sae.decoder_bias.view(-1, *(1,) * len(grid)))
     torch.testing.assert_close(sae(x).reconstruction, expected)
 
@@ -111,12 +112,40 @@ def test_training_starts_from_patches_at_the_best_gain():
     sae.initialize_from(x, torch.Generator().manual_seed(0))
     assert sae.training
     assert all(torch.equal(value, before[name]) for name, value in sae.concept_rule.state_dict().items())
-    torch.testing.assert_close(sae.kernel_norms(), torch.ones(10).double())
+    torch.testing.assert_close(sae.decoder_weight.square().mean((2, 3)).sum(1), torch.ones(10).double())
     patches = torch.stack([x.roll((1 - i, 1 - j), (2, 3))[..., :3, :3] for i in range(6) for j in range(7)]).flatten(0, 1)
     cosine = cosines(sae.decoder_weight.detach(), patches)
     torch.testing.assert_close(cosine.max(1).values, torch.ones(10).double())
     written = sae.eval()(x).reconstruction.detach()
     assert float((written * (x - written)).sum()) == pytest.approx(0, abs=1e-9 * float(x.square().sum()))
+
+
+@pytest.mark.parametrize("kernel_size", [3, 21])
+def test_weights_and_codes_are_as_large_whatever_the_size_of_a_kernel(kernel_size):
+    """A step of one learning rate is then as large a change of a wide kernel as of a narrow one."""
+    vectors = torch.randn(32, 4)
+    x = vectors[..., None].expand(32, 4, 64)
+    sae = ns.SAECNN(4, 10, kernel_size, domain_rule="Rectify").eval()
+    ones = torch.ones(10)
+    for weight in (sae.encoder_weight, sae.decoder_weight):
+        torch.testing.assert_close(weight.detach().square().mean(2).sum(1), ones)
+    sae.initialize_from(x, torch.Generator().manual_seed(0))
+    directions = sae.decoder_weight.detach()[..., 0]
+    torch.testing.assert_close(directions.norm(dim=1), ones)
+    sae.encoder_weight.data.copy_(sae.decoder_weight)
+    torch.testing.assert_close(sae.encode(x).to_dense().detach()[..., 0], torch.relu(vectors @ directions.T))
+
+
+def test_norms_of_named_concepts_carry_a_gradient():
+    sae = random_sae(kernel_size=(3, 4))
+    assert not sae.kernel_norms().requires_grad
+    norms = sae.kernel_norms(torch.tensor([7, 2]))
+    torch.testing.assert_close(norms.detach(), sae.kernel_norms()[[7, 2]])
+    norms.sum().backward()
+    weight = sae.decoder_weight.detach()
+    expected = torch.zeros_like(weight)
+    expected[[7, 2]] = (weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1) / 12)[[7, 2]]
+    torch.testing.assert_close(sae.decoder_weight.grad, expected)
 
 
 def cosines(a, b):

@@ -155,13 +155,12 @@ def test_full_modes_are_a_circular_convolution(grid):
     rules = {"concept_rule": ns.TopK(4) if odd else "All", "domain_rule": "SoftLocalTopK"}
     fno = ns.SAEFNO(3, 9, grid, skip=None, selection="exact", **rules).double().eval()
     cnn = ns.SAECNN(3, 9, grid, **rules).double().eval()
-    n_points = torch.Size(grid).numel()
     dims, middle = tuple(range(-len(grid), 0)), [size // 2 for size in grid]
     with torch.no_grad():
         for parameter in fno.parameters():
             parameter.normal_()
-        read = fno.basis.synthesis(fno.concept_encoder.conv.weight.to_tensor().transpose(0, 1), grid) / n_points
-        written = fno.basis.synthesis(fno.concept_decoder.conv.weight.to_tensor(), grid) / n_points
+        read = fno.basis.synthesis(fno.concept_encoder.conv.weight.to_tensor().transpose(0, 1), grid)
+        written = fno.basis.synthesis(fno.concept_decoder.conv.weight.to_tensor(), grid)
         # The encoder's taps count towards s + t, the kernel of an integral operator towards s - t.
         cnn.encoder_weight.copy_(read.flip(dims).roll([1 + half for half in middle], dims))
         cnn.decoder_weight.copy_(written.roll(middle, dims))

@@ -48,6 +48,9 @@ CASES: dict[str, dict[str, Any]] = {
     "Tucker": {"concept_rule": TOP, "model": "SAETFNO", "rank": [4, 6, 5, 3]},
     "CP": {"concept_rule": TOP, "model": "SAETFNO", "factorization": "cp", "rank": 7},
     "TT": {"concept_rule": TOP, "model": "SAETFNO", "factorization": "tt", "rank": [1, 4, 2, 2, 1]},
+    "prefixes": {"concept_rule": TOP, "domain_rule": {"name": "SoftLocalTopK", "k": 2}},
+    "prefixes, trunks": {"concept_rule": TOP, "decoder": "fno_block"},
+    "prefixes, Tucker": {"concept_rule": TOP, "model": "SAETFNO", "rank": [4, 6, 5, 3]},
     "pointwise": {"model": "SAEPointwise", "k": 2},
 }
 
@@ -96,7 +99,9 @@ class Case:
         auxiliary_weight = ns.TrainingConfig().auxiliary_weight if self.n_data == 1 else 0.0
         sae = build(CASES[self.name], self.dtype)
         loss = H1Loss(d=2) if self.name == "H1Loss" else None
-        run = _Run(sae, activations().to(self.dtype), config(auxiliary_weight=auxiliary_weight), None, mesh, loss)
+        prefixes = (3, 8, 12) if self.name.startswith("prefixes") else ()  # of 16: in the first shard, all of it, and more
+        how = config(auxiliary_weight=auxiliary_weight, prefixes=prefixes)
+        run = _Run(sae, activations().to(self.dtype), how, None, mesh, loss)
         run.prepare()
         return run
 

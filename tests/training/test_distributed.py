@@ -40,6 +40,9 @@ RULES = [
     "Tucker | {} | float32",
     "CP | {} | float64",
     "TT | {} | float64",
+    "prefixes | {} | float64",
+    "prefixes, trunks | {} | float64",
+    "prefixes, Tucker | {} | float64",
 ]
 # What travels between data ranks does not depend on how concepts are ranked; and of BatchTopK and TopFraction each takes its
 # share of the batch by itself. The dictionary of SAEPointwise is not divided.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from neuralop_sae import SAEFNO, SAESFNO, FourierBasis, TopK, TrainingConfig, train
 from neuralop_sae.training.losses import describe_loss, domain_penalty, per_field
-from neuralop_sae.training.trainer import channel_statistics
+from neuralop_sae.training.statistics import channel_statistics
 
 CONFIG = TrainingConfig(n_epochs=12, batch_size=8, learning_rate=1e-2, log_every=3, dead_after=20)
 
@@ -49,7 +49,7 @@ LOSSES: dict[str, Any] = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_training_lowers_the_loss_and_reports_what_is_explained_beside_it(name: str) -> None:
     loss, sae, x = LOSSES[name], model(), fields()
-    sae.fit_normalization(*channel_statistics(sae, x, 8))
+    sae.fit_normalization(*channel_statistics([sae], x, 8)[0])
     sae.initialize_from(x, torch.Generator().manual_seed(0))
     value = per_field(loss, x)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_training_lowers_the_loss_and_reports_what_is_explained_beside_it(name: 
 
 def test_the_unexplained_variance_as_a_users_loss_learns_the_same() -> None:
     default, own, x = model(), model(), fields()
-    scale = channel_statistics(default, x, 8)[1]
+    scale = channel_statistics([default], x, 8)[0][1]
     expected = train(default, x, CONFIG, progress=False)
     found = train(own, x, CONFIG, loss=lambda p, t: (p - t).square().mean() / scale**2, progress=False)
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3)

@@ -5,6 +5,7 @@ from neuralop import LpLoss
 from neuralop_sae import PCA, SAEFNO, BatchTopK, JumpReLU, SAEPointwise, SoftLocalTopK, TopK, TrainingConfig, train
 from neuralop_sae.checkpoint import read_tensors
 from neuralop_sae.training import trainer
+from neuralop_sae.training.statistics import channel_statistics
 
 
 def make_activations(n=24, channels=4, grid=(12, 12), seed=0):
@@ -56,7 +57,7 @@ def test_fused_adam_on_real_views_equals_plain_adam():
     ours, plain = make_sae(concept_rule="All"), make_sae(concept_rule="All")  # every row in every step
     config = CONFIG.model_copy(update={"n_epochs": 1, "auxiliary_weight": 0.0, "gradient_clip": 1e9, "warmup": 0, "decay": 0})
     train(ours, acts, config, progress=False)
-    mean, scale = trainer.channel_statistics(plain, acts, 8)
+    ((mean, scale),) = channel_statistics([plain], acts, 8)
     plain.fit_normalization(mean, scale)
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(acts), generator=generator)[:64]
@@ -78,10 +79,13 @@ def states_equal(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
-@pytest.mark.parametrize(("rule", "loss"), [(BatchTopK(4), None), (TopK(3), LpLoss(d=2)), (JumpReLU(0.3, 0.3), None)])
-def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, rule, loss, monkeypatch):
+@pytest.mark.parametrize(
+    ("rule", "loss", "prefixes"),
+    [(BatchTopK(4), None, ()), (TopK(3), LpLoss(d=2), ()), (JumpReLU(0.3, 0.3), None, ()), (TopK(3), None, (2, 7))],
+)
+def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, rule, loss, prefixes, monkeypatch):
     acts = make_activations()
-    config = CONFIG.model_copy(update={"checkpoint_every": 5, "gate_weight": 1e-3})
+    config = CONFIG.model_copy(update={"checkpoint_every": 5, "gate_weight": 1e-3, "prefixes": prefixes})
     whole = make_sae(concept_rule=rule)
     expected = train(whole, acts, config, loss=loss, progress=False)
 
@@ -166,7 +170,7 @@ def test_config_refuses_what_it_does_not_know():
 def test_dead_concepts_get_a_gradient():
     sae = make_sae(concept_rule=TopK(2))
     acts = make_activations()
-    sae.fit_normalization(*trainer.channel_statistics(sae, acts, 8))
+    sae.fit_normalization(*channel_statistics([sae], acts, 8)[0])
     with torch.no_grad():
         sae.concept_encoder.conv.bias[5] = -50.0  # wholly negative: never on
     dead = torch.zeros(12, dtype=torch.bool)
