@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -13,7 +15,9 @@ from ..models.base import SAE
 
 
 @torch.no_grad()
-def evaluate(sae: SAE, activations: Tensor, *, batch_size: int = 16, progress: bool = False) -> dict[str, float]:
+def evaluate(
+    sae: SAE, activations: Tensor, *, prefixes: Sequence[int] = (), batch_size: int = 16, progress: bool = False
+) -> dict[str, float]:
     """Metrics of a model on held-out activations, in eval mode.
 
     Parameters
@@ -22,6 +26,8 @@ def evaluate(sae: SAE, activations: Tensor, *, batch_size: int = 16, progress: b
         The model; its training flags are restored.
     activations : Tensor
         ``(N, channels, *grid)``.
+    prefixes : sequence of int
+        Sizes of nested dictionaries (:class:`~neuralop_sae.TrainingConfig`), whose own ``fve`` is told as ``fve_first_32``.
     batch_size : int
         Fields at a time. No metric depends on it.
     progress : bool
@@ -41,11 +47,15 @@ def evaluate(sae: SAE, activations: Tensor, *, batch_size: int = 16, progress: b
         If the activations do not fit the model.
     """
     statistics, use = FieldStatistics(), ConceptUse(sae)
+    of_prefixes = {n: FieldStatistics() for n in prefixes}
     with eval_mode(sae):
         for x in tqdm(activations.split(batch_size), desc="evaluate", disable=not progress):
             x = x.to(sae.mean.device)
-            out = sae(x)
-            statistics.update(x, out.reconstruction, sae.basis.quadrature(x.shape[2:], like=out.reconstruction))
+            out = sae(x, prefixes=tuple(prefixes)) if prefixes else sae(x)
+            quadrature = sae.basis.quadrature(x.shape[2:], like=out.reconstruction)
+            statistics.update(x, out.reconstruction, quadrature)
+            for each, reconstruction in zip(of_prefixes.values(), out.prefix_reconstructions, strict=True):
+                each.update(x, reconstruction, quadrature)
             use.update(out.codes)
     return {
         "fve": statistics.fve(),
@@ -58,6 +68,7 @@ def evaluate(sae: SAE, activations: Tensor, *, batch_size: int = 16, progress: b
         "usage_entropy": usage_entropy(use.frequency()),
         "n_concepts": sae.n_concepts,
         "n_samples": use.n_samples,
+        **{f"fve_first_{n}": each.fve() for n, each in of_prefixes.items()},
     }
 
 

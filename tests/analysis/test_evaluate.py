@@ -34,6 +34,17 @@ def test_metrics_against_dense_codes():
     assert metrics["n_samples"] == 7
 
 
+def test_a_prefix_is_evaluated_on_its_own_codes():
+    sae, x = make_sae().eval(), torch.randn(5, 3, 8, 10)
+    found = ns.evaluate(sae, x, prefixes=(2, 6), batch_size=2)
+    codes = sae.encode(x)
+    for n in (2, 6):
+        error = (x - sae.decode(codes.keep(codes.concept < n))).detach().double().square().sum()
+        variance = (x - x.mean((0, 2, 3), keepdim=True)).double().square().sum()
+        assert found[f"fve_first_{n}"] == pytest.approx(float(1 - error / variance), abs=1e-6)
+    assert found["fve"] == pytest.approx(ns.evaluate(sae, x)["fve"], abs=1e-6)
+
+
 def test_metrics_do_not_depend_on_the_batch():
     sae = make_sae(concept_rule=ns.BatchTopK(4))
     x = torch.randn(8, 3, 8, 8)
