@@ -4,7 +4,7 @@ operator with random weights. What real_darcy.py, real_navier_stokes.py and real
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ import neuralop_sae as ns
 from neuralop_sae.analysis.drawing import PALETTE, subplots
 from neuralop_sae.quickstart import Problem
 from neuralop_sae.quickstart.operators import train_operator
+from neuralop_sae.quickstart.problems import Splits
 
 SPARSITIES = (2, 4, 8)
 COMPARED = 4  # concepts per point, at which learning rates are tuned and criteria are checked
-RATES = {"concepts": (3e-3, 1e-2), "factorised": (3e-3, 1e-2), "pointwise": (3e-3, 1e-2, 3e-2), "wide": (3e-3, 1e-2, 3e-2)}
+RATES = {"concepts": (1e-2, 3e-2), "factorised": (1e-2, 3e-2), "pointwise": (3e-3, 1e-2, 3e-2), "wide": (1e-2, 3e-2, 6e-2)}
 NAMES = {
     "concepts": "spectral concepts",
     "factorised": "factorised concepts",
@@ -36,9 +37,9 @@ class Bed:
     """An operator with its data, and the activations of one site: for training, for tuning and held out."""
 
     problem: Problem
+    splits: Splits
     operator: nn.Module
     processor: Any
-    held_out: dict[str, Tensor]
     activations: dict[str, Tensor]
 
     @classmethod
@@ -47,13 +48,12 @@ class Bed:
         torch.manual_seed(problem.seed)
         splits = problem.splits(folder, progress=False)
         operator, processor = train_operator(problem, splits.train, progress=False)
-        held_out = {"x": splits.coarse.x, "y": splits.coarse.y}
-        train, test = (
-            ns.capture(operator, problem.site, {"x": part.x, "y": part.y}, data_processor=processor)
-            for part in (splits.train, splits.coarse)
-        )
-        n = len(train) - len(train) // 10
-        return cls(problem, operator, processor, held_out, {"train": train[:n], "tune": train[n:], "test": test})
+        return cls(problem, splits, operator, processor, activations(problem, splits, operator, processor))
+
+    @property
+    def held_out(self) -> dict[str, Tensor]:
+        """Inputs and outputs that nothing was trained on."""
+        return {"x": self.splits.coarse.x, "y": self.splits.coarse.y}
 
     @property
     def grid(self) -> str | None:
@@ -62,11 +62,19 @@ class Bed:
 
     def randomised(self) -> Bed:
         """The same with an operator that was never trained."""
-        torch.manual_seed(self.problem.seed + 1)
-        operator = self.problem.operator(self.held_out["x"].shape[2:]).eval()
-        x = ns.capture(operator, self.problem.site, self.held_out["x"])
-        n = len(x) * 3 // 4
-        return Bed(self.problem, operator, None, {}, {"train": x[:n], "tune": x[n:], "test": x[n:]})
+        control = ns.random_control(self.operator, seed=self.problem.seed)
+        found = activations(self.problem, self.splits, control, self.processor)
+        return replace(self, operator=control, activations=found)
+
+
+def activations(problem: Problem, splits: Splits, operator: nn.Module, processor: Any) -> dict[str, Tensor]:
+    """Of the problem's site: to train on, to tune on, held out."""
+    train, test = (
+        ns.capture(operator, problem.site, {"x": part.x, "y": part.y}, data_processor=processor)
+        for part in (splits.train, splits.coarse)
+    )
+    n = len(train) - len(train) // 10
+    return {"train": train[:n], "tune": train[n:], "test": test}
 
 
 def model(bed: Bed, kind: str, k: int, p: int) -> ns.SAE:
@@ -139,7 +147,7 @@ def measure(bed: Bed, kind: str, k: int, p: int, rate: float, seed: int, steps: 
     sae = trained(bed, kind, k, p, rate, seed, steps)
     found = ns.evaluate(sae, bed.activations["test"])
     row = {name: found[name] for name in ("fve", "l0_local", "dead_fraction")} | {"parameters": float(n_parameters(sae))}
-    if bed.held_out:
+    if kind != "random":
         faith = ns.faithfulness(bed.operator, bed.problem.site, sae, bed.held_out, data_processor=bed.processor)
         row |= {name: faith[name] for name in ("loss_recovered", "loss_clean", "loss_spliced")}
     return row

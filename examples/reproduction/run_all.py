@@ -17,7 +17,7 @@ import typer
 from common import RESULTS, Quick
 
 HERE = Path(__file__).parent
-SHARED = ("common", "fidelity", "run_all", "synthetic_bed")
+SHARED = ("common", "fidelity", "glyphs", "large", "pairs", "run_all", "synthetic_bed")
 SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in SHARED)
 
 HEADER = """# What the method's claims come to here
