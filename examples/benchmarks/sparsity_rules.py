@@ -30,7 +30,8 @@ def rows(p: int, k: int) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Name of a row -> arguments of the model that differ from the default, and of its training."""
     half = p // 2
     return {
-        f"All + SoftLocalTopK({k})  [default]": ({}, {}),
+        f"All + SoftLocalTopK({k})": ({}, {}),
+        f"All + SoftLocalTopK({k}, softness=0.5)": ({"domain_rule": ns.SoftLocalTopK(k, softness=0.5)}, {}),
         f"All + LocalTopK({k})": ({"domain_rule": ns.LocalTopK(k)}, {}),
         f"TopK({half}) + SoftLocalTopK({k})": ({"concept_rule": ns.TopK(half)}, {}),
         f"BatchTopK({half}) + SoftLocalTopK({k})": ({"concept_rule": ns.BatchTopK(half)}, {}),
@@ -38,9 +39,9 @@ def rows(p: int, k: int) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
         f"TopK({half}), 8 x auxiliary loss": ({"concept_rule": ns.TopK(half)}, {"auxiliary_weight": 0.25}),
         f"TopK({half}), random start": ({"concept_rule": ns.TopK(half)}, {"initialize": False}),
         f"TopK({k}) + Rectify": ({"concept_rule": ns.TopK(k), "domain_rule": ns.Rectify()}, {}),
-        "default, random start": ({}, {"initialize": False}),
-        "default, no pointwise part": ({"skip": None}, {}),
-        f"default, codes on a fixed {48} x {48} grid": ({"code_grid": (48, 48)}, {}),
+        "first row, random start": ({}, {"initialize": False}),
+        "first row, no pointwise part": ({"skip": None}, {}),
+        f"first row, codes on a fixed {48} x {48} grid": ({"code_grid": (48, 48)}, {}),
     }
 
 

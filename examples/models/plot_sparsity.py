@@ -56,8 +56,9 @@ held_out = ns.capture(model, site, test, data_processor=processor)
 # A *concept rule* says which concepts are on in a sample, a *domain rule* where on the domain each of them is
 # expressed.
 #
-# - ``SoftLocalTopK(k)``, the default: at each point the k strongest, each by what it has in excess of the
-#   next.
+# - ``SoftLocalTopK(k)``: at each point the k strongest, each by what it has in excess of the next. With
+#   ``softness=0.5``, the default of a model, half of the next is subtracted, which keeps more concepts of a
+#   large dictionary alive.
 # - ``LocalTopK(k)``: at each point the k strongest, unchanged.
 # - ``TopK(k)`` with ``Rectify()``: k concepts in the whole sample, each expressed wherever it is positive.
 #

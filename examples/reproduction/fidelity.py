@@ -21,7 +21,7 @@ from neuralop_sae.quickstart.problems import Splits
 
 SPARSITIES = (2, 4, 8)
 COMPARED = 4  # concepts per point, at which learning rates are tuned and criteria are checked
-RATES = {"concepts": (1e-2, 3e-2), "factorised": (1e-2, 3e-2), "pointwise": (3e-3, 1e-2, 3e-2), "wide": (1e-2, 3e-2, 6e-2)}
+RATES = dict.fromkeys(("concepts", "factorised", "pointwise", "wide"), (3e-3, 1e-2, 3e-2))
 NAMES = {
     "concepts": "spectral concepts",
     "factorised": "factorised concepts",

@@ -92,9 +92,9 @@ class SoftLocalTopK(LocalTopK):
     """:class:`LocalTopK` with a softer threshold: of a code that is expressed at a point a share of the strongest concept
     that is not is subtracted, ``z_c(s) - softness z_(k+1)(s)`` where ``z_c(s) > z_(k+1)(s)``.
 
-    With softness 1 codes are continuous functions of the activations: where two concepts tie, none jumps. It pays in a small
-    dictionary. In a large one part of the concepts dies, because each that is expressed pushes down the next one; see
-    ``examples/reproduction/death.py``.
+    With softness 1 codes are continuous functions of the activations: where two concepts tie, none jumps, and codes agree most
+    between resolutions. In a large dictionary part of the concepts then dies: the gradient of each code that is expressed pushes
+    the strongest that is not further down. At 0.5 nearly none does, see ``examples/reproduction/large.py``.
 
     Parameters
     ----------
