@@ -3,15 +3,23 @@
 Importing this package registers its models with neuralop, so that ``neuralop.models.get_model`` makes them by name.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .analysis.evaluate import code_consistency, evaluate
 from .analysis.faithfulness import faithfulness
-from .analysis.report import report
+from .analysis.rollouts import during, ramp, rollout
 from .attach.capture import capture
 from .attach.control import random_control
-from .attach.interventions import ablate, replace_activation, splice, steer
+from .attach.edits import ablate, add, band_filter, clamp, compose, patch, restrict, steer
+from .attach.interventions import replace_activation, splice
+from .attach.moves import inject, rotate, translate
 from .attach.rules import Stage, register_sites
 from .attach.sites import Site, find_sites
 from .codes import ConceptCodes
+from .data.labelled import codes_to_xarray, from_xarray
+from .data.store import ActivationStore
+from .data.streaming import ActivationStream, stream
 from .layers import (
     All,
     BatchTopK,
@@ -54,6 +62,19 @@ from .registry import load_plugins
 from .training.many import train_many
 from .training.trainer import TrainingConfig, TrainingHistory, train
 
+if TYPE_CHECKING:  # on first use: they load pandas, xarray and matplotlib
+    from .analysis import figures
+    from .analysis.attribution import attribute, check_by_ablation
+    from .analysis.calculus import Globe, PeriodicBox, WalledBox
+    from .analysis.causal import causal_test
+    from .analysis.conservation import conservation, spectrum_drift
+    from .analysis.physics import register_physics
+    from .analysis.probes import probe
+    from .analysis.recruitment import recruitment
+    from .analysis.report import report
+    from .analysis.seasonality import seasonality
+    from .analysis.spectra import concept_spectra
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -64,6 +85,8 @@ __all__ = [
     "SAEMLP",
     "SAESFNO",
     "SAETFNO",
+    "ActivationStore",
+    "ActivationStream",
     "All",
     "BatchTopK",
     "Compression",
@@ -73,10 +96,12 @@ __all__ = [
     "DomainRule",
     "FieldPCA",
     "FourierBasis",
+    "Globe",
     "Identity",
     "JumpReLU",
     "Lifted",
     "LocalTopK",
+    "PeriodicBox",
     "Rectify",
     "SAEOutput",
     "SAEPointwise",
@@ -90,26 +115,83 @@ __all__ = [
     "TopK",
     "TrainingConfig",
     "TrainingHistory",
+    "WalledBox",
     "ablate",
+    "add",
+    "attribute",
+    "band_filter",
     "capture",
+    "causal_test",
+    "check_by_ablation",
+    "clamp",
     "code_consistency",
+    "codes_to_xarray",
+    "compose",
     "compress",
+    "concept_spectra",
+    "conservation",
+    "during",
     "evaluate",
     "faithfulness",
+    "figures",
     "find_sites",
+    "from_xarray",
+    "inject",
     "load",
+    "patch",
+    "probe",
+    "ramp",
     "random_control",
+    "recruitment",
     "register_basis",
     "register_concept_layer",
     "register_concept_rule",
     "register_domain_rule",
+    "register_physics",
     "register_sites",
     "replace_activation",
     "report",
+    "restrict",
+    "rollout",
+    "rotate",
+    "seasonality",
+    "spectrum_drift",
     "splice",
     "steer",
+    "stream",
     "train",
     "train_many",
+    "translate",
 ]
+
+_LAZY = {
+    "figures": ".analysis",
+    "attribute": ".analysis.attribution",
+    "check_by_ablation": ".analysis.attribution",
+    "Globe": ".analysis.calculus",
+    "PeriodicBox": ".analysis.calculus",
+    "WalledBox": ".analysis.calculus",
+    "causal_test": ".analysis.causal",
+    "conservation": ".analysis.conservation",
+    "spectrum_drift": ".analysis.conservation",
+    "register_physics": ".analysis.physics",
+    "probe": ".analysis.probes",
+    "recruitment": ".analysis.recruitment",
+    "report": ".analysis.report",
+    "seasonality": ".analysis.seasonality",
+    "concept_spectra": ".analysis.spectra",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(_LAZY[name], __name__)
+    return import_module(f".{name}", module.__name__) if name == "figures" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *globals()]
+
 
 load_plugins()

@@ -4,9 +4,15 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+
+import neuralop_sae as ns
+from neuralop_sae.data.domains import Box
+from neuralop_sae.data.synthetic import Events
 
 FOLDER = Path(__file__).parents[1] / "examples" / "reproduction"
 
@@ -63,6 +69,72 @@ def test_every_script_is_run(modules):
     for name in run_all.SCRIPTS:
         text = (FOLDER / f"{name}.py").read_text()
         assert "write(" in text or "run(" in text, f"{name} writes no result: it belongs into SHARED"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """What imports a script of the folder by its name."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+def test_a_sign_for_each_odd_degree_takes_a_zonal_kernel_to_the_antipode(scripts):
+    recovery = scripts("recovery")
+    basis = ns.SphericalBasis((7, 14))
+    coefficients = basis.analysis(torch.randn(3, 13, 24))
+    signs = (-1.0) ** torch.arange(7)
+    turned = basis.synthesis(coefficients * signs[:, None], (13, 24))
+    torch.testing.assert_close(recovery.antipodal(basis.synthesis(coefficients, (13, 24))), turned, rtol=0, atol=1e-5)
+
+
+def test_a_vector_holds_all_of_a_kernel_whose_channels_share_a_shape_and_half_of_one_that_turns(scripts):
+    recovery = scripts("recovery")
+    s = 2 * torch.pi * torch.arange(16, dtype=torch.float64) / 16
+    shared = torch.tensor([3.0, -4.0])[:, None] * s.cos()
+    turning = torch.stack([s.cos(), s.sin()])
+    matching = recovery.match_vectors(
+        torch.tensor([[1.0, 0.0], [-6.0, 8.0]]), torch.stack([shared, turning]), ns.FourierBasis(5)
+    )
+    assert matching.learned.tolist() == [1, 0]
+    torch.testing.assert_close(matching.cosine, torch.tensor([1.0, 0.5**0.5]).double())
+
+
+def test_a_shifted_impulse_through_the_window_is_the_true_code(scripts):
+    representation = scripts("representation")
+    bed = scripts("synthetic_bed").Bed("smooth", 0, n_test=1)
+    true, box = bed.test(), Box(1)
+    events = Events(torch.tensor([0]), torch.tensor([2]), torch.tensor([[0.25]]).double(), torch.tensor([1.5]).double())
+    codes = torch.zeros(1, 5, 128)
+    codes[0, 2, 32 + 16] = 1.5 * 128
+    expected = replace(true, events=events, domain=box).codes(representation.WIDTH)
+    seen = representation.through_window(codes, torch.full((5,), 16 / 128))
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-4 * float(expected.max()))
+
+
+def test_area_and_participation_of_a_part_of_the_box(scripts):
+    locality = scripts("locality")
+    energy = torch.zeros(2, 100)
+    energy[0, :20], energy[1] = 3.0, 1.0
+    torch.testing.assert_close(locality.area(energy), torch.tensor([0.18, 0.9]))
+    torch.testing.assert_close(locality.participation(energy), torch.tensor([0.2, 1.0]))
+
+
+@pytest.mark.parametrize("name", ["truncated", "cnn"])
+def test_the_penalty_counts_what_a_unit_integral_writes(scripts, name):
+    bed = scripts("synthetic_bed")
+    sae = bed.model(name, 0, channels=3).eval()
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.normal_()
+    point = torch.zeros(1, 128)
+    point[0, 40] = 128.0  # of unit integral
+    codes = ns.ConceptCodes(torch.tensor([0]), torch.tensor([4]), point, 1, bed.N_CONCEPTS, sae.basis)
+    none = replace(codes, values=0 * point)
+    with torch.no_grad():
+        written = sae.decode(codes) - sae.decode(none)
+    norm = bed.kernel_norms(sae, (128,))[4]
+    torch.testing.assert_close(norm.detach(), written.square().mean(2).sum().sqrt(), rtol=1e-4, atol=0)
+    assert norm.requires_grad
 
 
 @pytest.mark.slow

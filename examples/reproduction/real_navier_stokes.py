@@ -22,7 +22,7 @@ def main(seeds: Seeds = 3, quick: Quick = False, output: Output = RESULTS) -> No
             "generator": {"spin_up": 1.0},
         }
         if quick
-        else {"n_train": 12, "n_test": 4, "resolutions": (32, 64), "hidden_channels": 24}
+        else {"n_train": 12, "n_test": 4, "hidden_channels": 24}
     )
     run(NavierStokes(**sizes), __file__, seeds=1 if quick else seeds, quick=quick, output=output)
 

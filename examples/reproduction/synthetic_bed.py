@@ -1,10 +1,13 @@
-"""Fields of five known Gabors in noise as strong as they are, and dictionaries trained on them alike: what smooth.py,
-resolution.py and domain_size.py share."""
+"""Fields of five known Gabors in noise, and dictionaries trained on them alike: what smooth.py, resolution.py, domain_size.py,
+representation.py and locality.py share; and the training that recovery.py shares with them."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,16 +43,19 @@ class Bed:
     n_train: int = 2000
     steps: int = 800
     n_test: int = 200
+    channels: int = 1
+    snr_db: float | None = 0.0
+    correlation: float = 0.0
 
     @cached_property
     def concepts(self) -> SyntheticConcepts:
         """What makes the fields. Noise is a function too, with every wavenumber that 128 points resolve."""
-        gabors = Gabors(5, wavenumbers=WAVENUMBERS[self.kind], seed=self.seed)
-        return SyntheticConcepts(gabors, snr_db=0.0, noise_band=BAND // 2)
+        gabors = Gabors(5, self.channels, wavenumbers=WAVENUMBERS[self.kind], seed=self.seed)
+        return SyntheticConcepts(gabors, correlation=self.correlation, snr_db=self.snr_db, noise_band=BAND // 2)
 
     @cached_property
     def train(self) -> Tensor:
-        """Fields, ``(n_train, 1, 128)``."""
+        """Fields, ``(n_train, channels, 128)``."""
         return self.concepts.sample(self.n_train, (POINTS,), seed=1000 + self.seed).x
 
     def test(self, length: int = 1) -> SyntheticData:
@@ -62,57 +68,68 @@ class Bed:
 
     def chance(self, name: str, draws: int = 5) -> float:
         """Matched cosine of models as they are made, the mean of some."""
-        return sum(self.match(model(name, seed)).matched_cosine for seed in range(draws)) / draws
+        return sum(self.match(model(name, seed, self.channels)).matched_cosine for seed in range(draws)) / draws
 
 
 def fine_atoms(sae: ns.SAE) -> Tensor:
-    """All atoms on the fine grid, ``(n_concepts, 1, 512)``. Kernels of taps are taken there as the band-limited functions that
-    have these values."""
+    """All atoms on the fine grid, ``(n_concepts, channels, 512)``. Kernels of taps are there the band-limited functions
+    that have these values."""
     if not isinstance(sae, ns.SAECNN):
         return sae.atoms(range(N_CONCEPTS), FINE)
     band = ns.FourierBasis(BAND)
     return band.synthesis(band.analysis(sae.atoms(range(N_CONCEPTS), (POINTS,))), FINE)
 
 
-def model(name: str, seed: int) -> ns.SAE:
-    """An untrained dictionary: every concept may be on, wherever its code is positive."""
+def model(name: str, seed: int, channels: int = 1, domain_rule: ns.DomainRule | str = "Rectify") -> ns.SAE:
+    """An untrained dictionary: every concept may be on, by default wherever its code is positive."""
     torch.manual_seed(seed)
-    rules = {"concept_rule": "All", "domain_rule": "Rectify"}
+    rules: dict[str, Any] = {"concept_rule": "All", "domain_rule": domain_rule}
     if "cnn" in name:
-        return ns.SAECNN(1, N_CONCEPTS, MODELS[name], **rules)
-    return ns.SAEFNO(in_channels=1, n_concepts=N_CONCEPTS, n_modes=(MODELS[name],), skip=None, **rules)
+        return ns.SAECNN(channels, N_CONCEPTS, MODELS[name], **rules)
+    return ns.SAEFNO(channels, N_CONCEPTS, (MODELS[name],), skip=None, **rules)
 
 
 @cache
 def trained(bed: Bed, name: str, rate: float) -> ns.SAE:
-    """A dictionary that minimises unexplained variance + 0.6 sum_c |kappa_c| int |a_c|, by Adam.
+    """A dictionary of this bed."""
+    return fit(model(name, bed.seed), bed.train, rate=rate, steps=bed.steps, seed=bed.seed)
 
-    A loop of its own: :func:`neuralop_sae.train` has no such penalty, because ``kernel_norms`` carries no gradient. With norms
-    held fixed kernels grow while codes shrink: matched cosine 0.76 instead of 0.97 (smooth, 33 modes, seed 0).
+
+def fit(
+    sae: ns.SAE, x: Tensor, *, rate: float, steps: int, seed: int, penalty: float = PENALTY, batch_size: int = BATCH
+) -> ns.SAE:
+    """A dictionary that minimises unexplained variance + penalty * sum_c |kappa_c| int |a_c|, by Adam.
+
+    A loop of its own: :func:`neuralop_sae.train` has no such penalty. With norms held fixed kernels grow while codes shrink:
+    matched cosine 0.76 instead of 0.97 (one channel, smooth, 33 modes, seed 0).
     """
-    sae, x = model(name, bed.seed), bed.train
-    sae.fit_normalization(x.mean((0, 2)), x.std())
-    random = torch.Generator().manual_seed(bed.seed)
+    mean = (x * sae.basis.quadrature(x.shape[2:], like=x)).flatten(2).sum(2).mean(0)
+    centred = x - mean.view(-1, *(1,) * sae.n_dim)
+    sae.fit_normalization(mean, sae.basis.mean_square(centred).mean().sqrt())
+    random = torch.Generator().manual_seed(seed)
     sae.initialize_from(x, random)
     optimizer = torch.optim.Adam(sae.parameters())
     sae.train()
-    for step in range(bed.steps):
-        optimizer.param_groups[0]["lr"] = rate * min(1.0, 20 * (step + 1) / bed.steps, (1 - step / bed.steps) / 0.4)
-        batch = x[torch.randint(len(x), (BATCH,), generator=random)]
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, 20 * (step + 1) / steps, (1 - step / steps) / 0.4)
+        batch = x[torch.randint(len(x), (batch_size,), generator=random)]
         out = sae(batch)
-        error = unexplained_variance(batch, out.reconstruction, sae.scale, sae.basis)
+        loss = unexplained_variance(batch, out.reconstruction, sae.scale, sae.basis)
+        if penalty:
+            loss = loss + penalty * domain_penalty(out.codes, kernel_norms(sae, x.shape[2:]))
         optimizer.zero_grad()
-        (error + PENALTY * domain_penalty(out.codes, kernel_norms(sae))).backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         optimizer.step()
     return sae.eval()
 
 
-def kernel_norms(sae: ns.SAE) -> Tensor:
+def kernel_norms(sae: ns.SAE, grid: Sequence[int]) -> Tensor:
     """L2 norm of what each concept writes for a unit integral at one place, with its gradient, ``(n_concepts,)``."""
+    concepts = torch.arange(sae.n_concepts)
     if isinstance(sae, ns.SAECNN):
-        return sae.decoder_weight.flatten(1).norm(dim=1) * POINTS**0.5
+        return sae.kernel_norms(concepts) * math.prod(grid) ** 0.5
     assert isinstance(sae, ns.SAEFNO)
-    weight = torch.as_tensor(sae.concept_decoder.conv.weight.to_tensor())
-    power = weight.abs().square() * sae.basis.weights(like=sae.mean)
-    return power.sum((1, 2)).sqrt()
+    weights = sae.basis.weights(like=sae.mean).flatten()
+    n_functions = weights.sum() / weights[0]  # an impulse of norm one, flat over so many, has an integral of 1 / root of it
+    return sae.concept_decoder.kernel_norms(concepts) * n_functions.sqrt()

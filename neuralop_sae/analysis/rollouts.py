@@ -1,8 +1,10 @@
-"""An operator applied to its own output, again and again: how far it gets by itself, and through the concepts."""
+"""An operator applied to its own output, again and again: by itself, through the concepts, with edits on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from ..attach.hooks import eval_mode
 from ..attach.interventions import splice
+from ..attach.rewrite import Edit
 from ..models.base import SAE
 from .drawing import PALETTE, subplots
 from .faithfulness import mean_relative_l2
@@ -20,9 +23,90 @@ if TYPE_CHECKING:
 _LABELS = {"clean": "operator", "spliced": "through the concepts", "persistence": "no change"}
 
 
+@dataclass(frozen=True, eq=False)
+class Scheduled:
+    """An edit that depends on the step of a rollout; made by `during` and `ramp`, or from a function of your own.
+
+    Parameters
+    ----------
+    at : callable
+        Step 0, 1, ... -> the edit of this step, or None for none.
+    """
+
+    at: Callable[[int], Edit | None]
+
+
+def during(edit: Edit, start: int = 0, stop: int | None = None) -> Scheduled:
+    """An edit that acts in some steps of a rollout only.
+
+    Parameters
+    ----------
+    edit : callable
+        The edit.
+    start, stop : int, optional
+        It acts in the steps ``start <= step < stop``; to the end by default. Step 0 makes the second state.
+
+    Returns
+    -------
+    Scheduled
+        For `rollout`.
+
+    Raises
+    ------
+    ValueError
+        If it would act in no step.
+    """
+    if start < 0 or (stop is not None and stop <= start):
+        raise ValueError(f"no step is from start={start} to before stop={stop}: steps count from 0, and stop is left out")
+    return Scheduled(lambda step: edit if start <= step and (stop is None or step < stop) else None)
+
+
+def ramp(edit: Callable[[float], Edit], first: float, last: float, start: int, stop: int) -> Scheduled:
+    """An edit whose dose goes evenly from one value to another, and stays there.
+
+    Parameters
+    ----------
+    edit : callable
+        Dose -> edit, such as ``lambda scale: steer(7, scale)``.
+    first, last : float
+        The dose up to step `start` and from step `stop` on.
+    start, stop : int
+        Steps, counted from 0.
+
+    Returns
+    -------
+    Scheduled
+        For `rollout`.
+
+    Raises
+    ------
+    ValueError
+        If `stop` is not after `start`.
+
+    Examples
+    --------
+    >>> from neuralop_sae.attach.edits import steer
+    >>> fading = ramp(lambda scale: steer(7, scale), 1.0, 0.0, start=2, stop=6)
+    >>> fading.at(0), fading.at(3), fading.at(9)
+    (steer(7, scale=1), steer(7, scale=0.75), steer(7, scale=0))
+    """
+    if start < 0 or stop <= start:
+        raise ValueError(f"a ramp needs steps 0 <= start < stop; got start={start}, stop={stop}")
+    return Scheduled(lambda step: edit(first + (last - first) * min(max((step - start) / (stop - start), 0.0), 1.0)))
+
+
 @torch.no_grad()
-def rollout(model: nn.Module, x: Tensor, n_steps: int) -> Tensor:
-    """A state and what the operator makes of it step by step.
+def rollout(
+    model: nn.Module,
+    x: Tensor,
+    n_steps: int,
+    *,
+    site: str | None = None,
+    sae: SAE | None = None,
+    edits: Edit | Scheduled | Sequence[Edit | Scheduled] = (),
+    keep_error: bool = True,
+) -> Tensor:
+    """A state and what the operator makes of it step by step, with concepts edited on the way if asked.
 
     Parameters
     ----------
@@ -32,16 +116,39 @@ def rollout(model: nn.Module, x: Tensor, n_steps: int) -> Tensor:
         States ``(B, channels, *grid)``.
     n_steps : int
         How often it is applied.
+    site, sae : str, SAE, optional
+        Where an SAE is spliced in; see :func:`neuralop_sae.splice`.
+    edits : callable, Scheduled or sequence of these, optional
+        Edits in the order in which they act, in every step or by a schedule of their own (`during`, `ramp`).
+    keep_error : bool, optional
+        Whether to keep what the SAE does not explain.
 
     Returns
     -------
     Tensor
         ``(B, n_steps + 1, channels, *grid)``, the first being `x`.
+
+    Raises
+    ------
+    ValueError
+        If the site is unknown, or only one of `site` and `sae` is given, or edits without them.
+
+    Examples
+    --------
+    >>> clean = rollout(model, x, 20)  # doctest: +SKIP
+    >>> kick = during(inject(7, (0.3, 0.7), width=0.05), 0, 1)  # doctest: +SKIP
+    >>> kicked = rollout(model, x, 20, site=site, sae=sae, edits=kick)  # doctest: +SKIP
     """
+    chain = (edits,) if callable(edits) or isinstance(edits, Scheduled) else tuple(edits)
+    if (site is None) != (sae is None) or (chain and site is None):
+        raise ValueError(f"edits act on the codes of an SAE at a site: give both; got site={site!r}, sae={type(sae).__name__}")
     states = [x]
     with eval_mode(model):
-        for _ in range(n_steps):
-            states.append(model(states[-1]))
+        for step in range(n_steps):
+            found = (edit.at(step) if isinstance(edit, Scheduled) else edit for edit in chain)
+            now = [edit for edit in found if edit is not None]
+            with nullcontext() if site is None else splice(model, site, sae, now, keep_error):
+                states.append(model(states[-1]))
     return torch.stack(states, 1)
 
 
@@ -65,8 +172,7 @@ def rollout_errors(model: nn.Module, site: str, sae: SAE, truth: Tensor) -> dict
     """
     x, n_steps = truth[:, 0], truth.shape[1] - 1
     states = {"clean": rollout(model, x, n_steps)}
-    with splice(model, site, sae, keep_error=False), eval_mode(sae):
-        states["spliced"] = rollout(model, x, n_steps)
+    states["spliced"] = rollout(model, x, n_steps, site=site, sae=sae, keep_error=False)
     states["persistence"] = x[:, None].expand_as(truth)
     weights = sae.basis.quadrature(truth.shape[3:], like=truth)
     errors = {

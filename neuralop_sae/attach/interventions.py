@@ -1,28 +1,25 @@
-"""Replace activations of a pretrained operator: splice an autoencoder in, switch concepts off, scale them."""
+"""Replace activations of a pretrained operator: by a function of them, or through an autoencoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from .hooks import Firings, eval_mode, hooked
 from .padding import unpadded_slices
+from .rewrite import Edit
 from .sites import resolve_site
 
 if TYPE_CHECKING:
     from typing import Self
 
     from ..codes import ConceptCodes
-
-Edit = Callable[["ConceptCodes"], "ConceptCodes"]
 
 
 class Autoencoder(Protocol):
@@ -262,144 +259,3 @@ class _Spliced:
 
 def _same(a: ConceptCodes, b: ConceptCodes) -> bool:
     return a is b or all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("sample", "concept", "values"))
-
-
-@dataclass(frozen=True)
-class Ablate:
-    """Edit that drops the rows of some concepts; made by `ablate`."""
-
-    concepts: tuple[int, ...]
-
-    def __call__(self, codes: ConceptCodes) -> ConceptCodes:
-        keep = ~_rows(codes, self.concepts)
-        return replace(codes, sample=codes.sample[keep], concept=codes.concept[keep], values=codes.values[keep])
-
-    def __repr__(self) -> str:
-        return f"ablate({', '.join(map(str, self.concepts))})"
-
-
-@dataclass(frozen=True, eq=False)
-class Steer:
-    """Edit that scales some concepts, everywhere or in a region; made by `steer`."""
-
-    concepts: tuple[int, ...]
-    scale: float | Tensor
-    region: Tensor | None = None
-
-    def __call__(self, codes: ConceptCodes) -> ConceptCodes:
-        rows = _rows(codes, self.concepts).nonzero().squeeze(1)
-        values = codes.values[rows]
-        scale = torch.as_tensor(self.scale, device=values.device).to(values.dtype)
-        if self.region is not None:
-            weights = _on_grid(self.region, values.shape[1:]).to(values)
-            # lerp is exact where a weight is 0 or 1, and where the scale is 1
-            scale = torch.lerp(torch.ones_like(weights), scale.expand_as(weights), weights)
-        return replace(codes, values=codes.values.index_put((rows,), values * scale))
-
-    def __repr__(self) -> str:
-        concepts = str(self.concepts[0]) if len(self.concepts) == 1 else str(self.concepts)
-        scale = self.scale.item() if isinstance(self.scale, Tensor) else self.scale
-        region = "" if self.region is None else f", region=<{' x '.join(map(str, self.region.shape))}>"
-        return f"steer({concepts}, scale={scale:g}{region})"
-
-
-def ablate(*concepts: int | Iterable[int]) -> Ablate:
-    """An edit that switches concepts off: their rows are dropped from the codes.
-
-    Parameters
-    ----------
-    *concepts : int, or one iterable of int
-        The concepts.
-
-    Returns
-    -------
-    Ablate
-        The edit. It raises ValueError on codes that do not have one of these concepts in 0..n_concepts-1.
-
-    Raises
-    ------
-    ValueError
-        If no concept is given or one is not an integer.
-
-    Examples
-    --------
-    >>> ablate(3, 5)
-    ablate(3, 5)
-    """
-    return Ablate(_indices(concepts[0] if len(concepts) == 1 else concepts))
-
-
-def steer(concept: int | Iterable[int], scale: float | Tensor = 1.0, region: Tensor | None = None) -> Steer:
-    """An edit that multiplies the codes of concepts by a number, everywhere or in a region.
-
-    Parameters
-    ----------
-    concept : int or iterable of int
-        The concepts.
-    scale : float or Tensor, optional
-        The factor, a number or a tensor with one element.
-    region : Tensor, optional
-        Weights w over the domain, ``(*grid)``, bool or float: the factor is ``1 + w (scale - 1)``, hence
-        `scale` where w is 1 or True and 1 where it is 0 or False. Weights on another grid than the codes' are
-        resampled with ``torch.nn.functional.interpolate``: bool by ``mode="nearest"``, float by
-        ``mode="area"``.
-
-    Returns
-    -------
-    Steer
-        The edit. It raises ValueError on codes that do not have one of these concepts in 0..n_concepts-1, and
-        on codes whose grid has another number of axes than the region.
-
-    Raises
-    ------
-    ValueError
-        If a concept is not an integer, or `scale` has more than one element.
-    TypeError
-        If `region` is not a bool or float tensor.
-
-    Examples
-    --------
-    >>> steer(7, scale=2.0, region=torch.ones(8, 8))
-    steer(7, scale=2, region=<8 x 8>)
-    """
-    if isinstance(scale, Tensor):
-        if scale.numel() != 1:
-            raise ValueError(f"scale must have one element; got shape {tuple(scale.shape)}")
-        scale = scale.reshape(())
-    if region is not None and not (isinstance(region, Tensor) and (region.dtype == torch.bool or region.is_floating_point())):
-        kind = region.dtype if isinstance(region, Tensor) else type(region).__name__
-        raise TypeError(f"region must be a bool mask or a float tensor of weights; got {kind}")
-    return Steer(_indices(concept), scale, region)
-
-
-def _indices(concepts: Any) -> tuple[int, ...]:
-    """Integers from one integer or from an iterable of them (a tensor or an array too)."""
-    items = concepts.tolist() if hasattr(concepts, "tolist") else concepts
-    items = list(items) if isinstance(items, Iterable) else [items]
-    if not items:
-        raise ValueError("no concepts given: name at least one, an integer in 0..n_concepts-1")
-    for item in items:
-        if isinstance(item, bool) or not hasattr(item, "__index__"):
-            raise ValueError(f"concepts are integers in 0..n_concepts-1; got {item!r} of type {type(item).__name__}")
-    return tuple(index(item) for item in items)
-
-
-def _rows(codes: ConceptCodes, concepts: tuple[int, ...]) -> Tensor:
-    """Which rows ``(n,)`` belong to the concepts."""
-    for concept in concepts:
-        if not 0 <= concept < codes.n_concepts:
-            raise ValueError(f"concept {concept} is out of range 0..{codes.n_concepts - 1}: n_concepts={codes.n_concepts}")
-    return torch.isin(codes.concept, torch.tensor(concepts, device=codes.concept.device))
-
-
-def _on_grid(region: Tensor, grid: Sequence[int]) -> Tensor:
-    """A region ``(*grid)`` on the grid of the codes."""
-    if region.ndim != len(grid):
-        raise ValueError(f"region has shape {tuple(region.shape)}, the codes are on a grid {tuple(grid)}")
-    if tuple(region.shape) == tuple(grid):
-        return region
-    if len(grid) > 3:
-        raise ValueError(f"cannot resample a region in {len(grid)} dimensions: give it on the codes' grid {tuple(grid)}")
-    mode = "nearest" if region.dtype == torch.bool else "area"
-    field = region.to(torch.get_default_dtype() if mode == "nearest" else region.dtype)
-    return interpolate(field[None, None], size=tuple(grid), mode=mode)[0, 0]

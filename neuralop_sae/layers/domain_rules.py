@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -93,8 +92,8 @@ class SoftLocalTopK(LocalTopK):
     that is not is subtracted, ``z_c(s) - softness z_(k+1)(s)`` where ``z_c(s) > z_(k+1)(s)``.
 
     With softness 1 codes are continuous functions of the activations: where two concepts tie, none jumps, and codes agree most
-    between resolutions. In a large dictionary part of the concepts then dies: the gradient of each code that is expressed pushes
-    the strongest that is not further down. At 0.5 nearly none does, see ``examples/reproduction/large.py``.
+    between resolutions. In a large dictionary part of the concepts then dies: the gradient of each code that is expressed
+    pushes the strongest that is not further down. At 0.5 nearly none does, see ``examples/reproduction/large.py``.
 
     Parameters
     ----------
@@ -120,7 +119,7 @@ class SoftLocalTopK(LocalTopK):
 
 
 #: The domain rule of a model that is told none: at most four concepts per point, and of 512 nearly all stay alive.
-DEFAULT_DOMAIN_RULE: Mapping[str, Any] = MappingProxyType({"name": "SoftLocalTopK", "k": 4, "softness": 0.5})
+DEFAULT_DOMAIN_RULE: Mapping[str, Any] = {"name": "SoftLocalTopK", "k": 4, "softness": 0.5}
 
 
 @register_domain_rule("TopFraction")

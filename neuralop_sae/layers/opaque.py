@@ -122,9 +122,10 @@ class OpaqueDecoder(_OpaqueLayer):
         atoms = self.atoms(torch.arange(self.n_concepts, device=self.scale.device), pointwise=False)
         self.spectral_scale.mul_(norm / self._norms(atoms).square().mean().sqrt().clamp_min(1e-12))
 
-    def kernel_norms(self) -> Tensor:
-        """L2 norm of each concept's atom over all channels, ``(p,)``."""
-        return self._norms(self.atoms(torch.arange(self.n_concepts, device=self.scale.device)))
+    def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
+        """L2 norm of each concept's atom over all channels, ``(p,)``, or of those that are named; without gradient."""
+        every = torch.arange(self.n_concepts, device=self.scale.device)
+        return self._norms(self.atoms(every if concepts is None else concepts))
 
     def _norms(self, atoms: Tensor) -> Tensor:
         return self.basis.mean_square(atoms).sum(1).sqrt()

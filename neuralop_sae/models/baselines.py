@@ -9,6 +9,7 @@ import torch
 from neuralop.models.base_model import BaseModel
 from torch import Tensor, nn
 
+from ..layers.rows import take_rows
 from ..layers.selection import Selection
 from .base import saes
 from .dense import DenseSAE, Expressed, domain
@@ -34,10 +35,10 @@ class PointSAE(DenseSAE):
     def _write(self, values: Tensor, concepts: slice = slice(None)) -> Tensor:
         return torch.einsum("bc...,ci->bi...", values, self.decoder_weight[concepts])
 
-    @torch.no_grad()
-    def kernel_norms(self) -> Tensor:
-        """Norm of each concept's channel vector, ``(n_concepts,)``."""
-        return self.decoder_weight.norm(dim=1)
+    def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
+        """Norm of each concept's channel vector; see :meth:`SAE.kernel_norms`."""
+        weight = self.decoder_weight.detach() if concepts is None else take_rows(self.decoder_weight, concepts)
+        return weight.norm(dim=1)
 
     @torch.no_grad()
     def atoms(self, concepts: Sequence[int] | Tensor, shape: Sequence[int]) -> Tensor:

@@ -132,10 +132,10 @@ class Lifted(SAE):
         return self.lifting.project(self.inner.atoms(concepts, shape, **kwargs))
 
     @torch.no_grad()
-    def kernel_norms(self) -> Tensor:
-        """L2 norm of each concept's atom, ``(n_concepts,)``, from the atoms themselves, some at a time."""
-        concepts = torch.arange(self.n_concepts, device=self.mean.device).split(_CHUNK)
-        atoms = (self.atoms(some, self.inner.atom_grid) for some in concepts)
+    def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
+        """L2 norm of each concept's atom, ``(n_concepts,)``, from the atoms themselves, some at a time; without gradient."""
+        wanted = torch.arange(self.n_concepts, device=self.mean.device) if concepts is None else concepts
+        atoms = (self.atoms(some, self.inner.atom_grid) for some in wanted.split(_CHUNK))
         return torch.cat([self.basis.mean_square(each).sum(1).sqrt() for each in atoms])
 
     @property

@@ -14,6 +14,7 @@ from ..layers.basis import SpectralBasis
 from ..layers.concept_rules import TopK
 from ..layers.domain_rules import Rectify
 from ..layers.fourier import FourierBasis
+from ..layers.rows import take_rows
 from ..layers.selection import Selection
 from ..layers.sparsity import DomainRule, build_rule, concept_rules
 from .base import full_precision, saes
@@ -94,9 +95,10 @@ class FlatSAE(DenseSAE):
         """See :attr:`SAE.atom_grid`: the one grid."""
         return self.grid
 
-    def kernel_norms(self) -> Tensor:
-        """L2 norm of each atom, ``(n_concepts,)``."""
-        return self.basis.mean_square(self.decoder_weight.detach()).sum(1).sqrt()
+    def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
+        """L2 norm of each atom; see :meth:`SAE.kernel_norms`."""
+        weight = self.decoder_weight.detach() if concepts is None else take_rows(self.decoder_weight, concepts)
+        return self.basis.mean_square(weight).sum(1).sqrt()
 
     @torch.no_grad()
     def atoms(self, concepts: Sequence[int] | Tensor, shape: Sequence[int]) -> Tensor:

@@ -297,9 +297,9 @@ class SpectralSAE(SAE):
             return estimate
         return scores * rules.concept.candidates(estimate, bound, self.oversample)
 
-    def kernel_norms(self) -> Tensor:
-        """L2 norm of each concept's atom over all channels, ``(n_concepts,)``, before the decoder's trunk."""
-        return self.concept_decoder.kernel_norms()
+    def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
+        """L2 norm of each concept's atom over all channels, before the decoder's trunk; see :meth:`SAE.kernel_norms`."""
+        return self.concept_decoder.kernel_norms(concepts)
 
     @full_precision
     @torch.no_grad()

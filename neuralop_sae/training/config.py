@@ -24,6 +24,8 @@ class TrainingConfig(BaseModel):
         A concept is dead after so many *fields* without being on.
     gate_weight : float
         Weight of the number of concepts on per sample, for rules with gates (JumpReLU).
+    domain_weight : float
+        Weight of :func:`~neuralop_sae.training.losses.domain_penalty`, which makes codes small and few in places.
     prefixes : tuple of int
         Increasing sizes of prefixes of the dictionary, below `n_concepts`, each of which has to reconstruct by itself
         (Matryoshka, Bussmann et al., arXiv 2503.17547): the loss is the mean over the prefixes and the whole, with the codes
@@ -53,6 +55,7 @@ class TrainingConfig(BaseModel):
     auxiliary_k: int = Field(16, ge=1)
     dead_after: int = Field(400, ge=1)
     gate_weight: float = Field(0.0, ge=0)
+    domain_weight: float = Field(0.0, ge=0)
     prefixes: tuple[int, ...] = ()
     normalize: bool = True
     initialize: bool = True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from ..models.base import SAE
@@ -25,6 +26,7 @@ def train_many(
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    on_log: Callable[[str, dict[str, float]], object] | None = None,
 ) -> dict[str, TrainingHistory]:
     """Train several sparse autoencoders in place, each as :func:`train` would alone, bit for bit, and read each batch once.
 
@@ -47,6 +49,8 @@ def train_many(
         Go on from the checkpoints there. A model that has none begins.
     progress : bool
         Whether to show a progress bar.
+    on_log : callable, optional
+        Gets the name of a model and a copy of each row of its history when it is logged.
 
     Returns
     -------
@@ -76,7 +80,15 @@ def train_many(
     site_of, stores = _sites(saes, activations, sites)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     runs = {
-        name: _Run(sae, stores[site_of[name]], configs[name], folder and folder / name, loss=loss, name=name)
+        name: _Run(
+            sae,
+            stores[site_of[name]],
+            configs[name],
+            folder and folder / name,
+            loss=loss,
+            name=name,
+            on_log=on_log and partial(on_log, name),
+        )
         for name, sae in saes.items()
     }
     saved = [run for run in runs.values() if resume and run.is_saved]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import checkpoint
+from ..codes import ConceptCodes
 from ..layers.rows import RowGradients
 from ..layers.sparsity import Rule
 from ..models.base import SAE, SAEOutput
@@ -19,11 +21,13 @@ from . import saved_run
 from .config import TrainingConfig
 from .distributed import Mesh, Single
 from .history import Meter, TrainingHistory
-from .losses import Loss, auxiliary_loss, per_field, unexplained_variance
+from .losses import Loss, auxiliary_loss, domain_penalty, per_field, unexplained_variance
 from .revival import DeadConcepts
 from .saved_run import CHECKPOINT_NAME
 from .statistics import Activations, channel_statistics
 from .update import Update
+
+OnLog = Callable[[dict[str, float]], object]
 
 
 def train(
@@ -36,6 +40,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     parallel: Single | None = None,
+    on_log: OnLog | None = None,
 ) -> TrainingHistory:
     """Train a sparse autoencoder in place; it is left in eval mode, on its device.
 
@@ -69,6 +74,9 @@ def train(
         The ranks to train on, from :func:`neuralop_sae.training.distributed.start`. Every rank calls with the same arguments
         and the undivided model. With concept parallel ranks each is left with its shard;
         :func:`neuralop_sae.training.trainer.save_pretrained` saves the whole.
+    on_log : callable, optional
+        Gets a copy of each row of the history when it is logged, on the main rank: for TensorBoard, Weights & Biases and the
+        like.
 
     Returns
     -------
@@ -98,7 +106,7 @@ def train(
     1
     """
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    run = _Run(sae, activations, config or TrainingConfig(), folder, parallel, loss)
+    run = _Run(sae, activations, config or TrainingConfig(), folder, parallel, loss, on_log=on_log)
     if resume and run.is_saved:
         run.load()
     else:
@@ -125,14 +133,18 @@ class _Run:
         parallel: Single | None = None,
         loss: Loss | None = None,
         name: str = "",
+        on_log: OnLog | None = None,
     ) -> None:
         if not len(activations):
             raise ValueError("there are no activations to train on")
         if not any(True for _ in sae.parameters()):
             raise ValueError(f"a {type(sae).__name__} has no parameters to train; use its fit(activations)")
         sae.check_prefixes(config.prefixes)
+        first = torch.zeros(1, dtype=torch.int64, device=sae.mean.device)
+        if config.domain_weight and not sae.kernel_norms(first).requires_grad:
+            raise ValueError(f"kernel norms of a {type(sae).__name__} carry no gradient: leave domain_weight at 0")
         self.sae, self.activations, self.config, self.name = sae, activations, config, name
-        self.parallel = parallel or Single()
+        self.parallel, self.on_log = parallel or Single(), on_log
         self.parallel.check(sae, len(activations), config.batch_size)
         self.device = sae.mean.device
         self.loss = None
@@ -191,11 +203,13 @@ class _Run:
     def order(self) -> Iterator[Tensor]:
         """Indices of each remaining step. The order of an epoch depends on (seed, epoch) only, so that a resumed run
         goes on where it stopped."""
-        while self.step < self.n_steps:
-            epoch, first = divmod(self.step, self.steps_per_epoch)
+        step = self.step
+        while step < self.n_steps:
+            epoch, first = divmod(step, self.steps_per_epoch)
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
             order = torch.randperm(len(self.activations), generator=generator)
             yield from order.split(self.config.batch_size)[first:]
+            step += self.steps_per_epoch - first
 
     def advance(self, x: Tensor) -> dict[str, float]:
         """Take a step; what there is to show, where it is logged."""
@@ -267,9 +281,16 @@ class _Run:
                 total = total + config.auxiliary_weight * auxiliary_loss(residual, out.dead_reconstruction, out.codes.basis)
             if config.gate_weight and out.gates is not None:
                 total = total + config.gate_weight * out.gates.sum() / len(x)
+            if config.domain_weight:
+                total = total + config.domain_weight * domain_penalty(out.codes, self._norms_of(out.codes))
             self.update.step(total, rows, config.learning_rate * self._rate())
         self.dead.update(out.codes, len(x) * self.parallel.n_data)
         return main.detach(), unexplained.detach(), out
+
+    def _norms_of(self, codes: ConceptCodes) -> Tensor:
+        """Kernel norms ``(n_concepts,)`` with the gradient of those that are on; zero elsewhere."""
+        on = codes.concept.unique()
+        return codes.values.new_zeros(codes.n_concepts).index_copy(0, on, self.sae.kernel_norms(on))
 
     def _unexplained(self, reconstruction: Tensor, x: Tensor) -> Tensor:
         return unexplained_variance(x, reconstruction, self.sae.scale, self.sae.basis)
@@ -286,6 +307,8 @@ class _Run:
         row["dead_fraction"] = self.dead_fraction
         position = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
         self.history.rows.append({**position, **row, "learning_rate": self.config.learning_rate * self._rate()})
+        if self.on_log is not None and self.parallel.is_main:
+            self.on_log(dict(self.history.rows[-1]))
         shown = {self.name: row["fve"]} if self.name else row
         return {name: round(value, 4) for name, value in shown.items()}
 
@@ -346,10 +369,10 @@ def go(sites: Sequence[Sequence[_Run]], progress: bool) -> None:
         run.keep()
     try:
         with bar:
-            for step, index in enumerate(behind.order(), start=behind.step):
+            for step, (index, following) in enumerate(pairwise(chain(behind.order(), [None])), start=behind.step):
                 shown: dict[str, float] = {}
                 for site in sites:
-                    shown |= _advance([run for run in site if run.step == step], index)
+                    shown |= _advance([run for run in site if run.step == step], index, following)
                 bar.update()
                 if shown:
                     bar.set_postfix(shown)
@@ -366,12 +389,16 @@ def go(sites: Sequence[Sequence[_Run]], progress: bool) -> None:
             run.sae.eval()
 
 
-def _advance(runs: Sequence[_Run], index: Tensor) -> dict[str, float]:
+def _advance(runs: Sequence[_Run], index: Tensor, following: Tensor | None) -> dict[str, float]:
     """A step of runs on one site, with the one batch; what they logged."""
     if not runs:
         return {}
     started = time.perf_counter()
-    x = runs[0].activations[runs[0].parallel.share(index)].to(runs[0].device)
+    activations, share = runs[0].activations, runs[0].parallel.share
+    x = activations[share(index)].to(runs[0].device)
+    prefetch = getattr(activations, "prefetch", None)
+    if prefetch is not None and following is not None:
+        prefetch(share(following), runs[0].device)
     reading = time.perf_counter() - started
     shown: dict[str, float] = {}
     for run in runs:

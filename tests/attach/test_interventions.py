@@ -12,7 +12,8 @@ from neuralop.models import FNO, TFNO
 from torch import Tensor, nn
 
 from neuralop_sae.attach.capture import capture
-from neuralop_sae.attach.interventions import ablate, replace_activation, splice, steer
+from neuralop_sae.attach.edits import ablate, steer
+from neuralop_sae.attach.interventions import replace_activation, splice
 from neuralop_sae.attach.sites import find_sites
 
 P = 6
@@ -71,11 +72,6 @@ def n_hooks(model: nn.Module) -> int:
 
 def channels_of(model: nn.Module, site: str) -> int:
     return 1 if site == "projection" else 8
-
-
-def example_codes() -> Any:
-    values = torch.arange(1.0, 4 * 16 + 1).reshape(4, 4, 4)
-    return Codes(torch.tensor([0, 0, 1, 1]), torch.tensor([1, 3, 3, 5]), values, 2, P)
 
 
 @pytest.mark.parametrize(
@@ -430,76 +426,3 @@ def test_a_replacement_that_never_acts_says_so() -> None:
         model(x)
         raise KeyError  # the first error is the one to see
     assert n_hooks(model) == 0
-
-
-def test_ablate_drops_rows() -> None:
-    codes = example_codes()
-    for edit in (ablate(3, 0), ablate([3, 0]), ablate(torch.tensor([3, 0]))):
-        edited = edit(codes)
-        assert edited.concept.tolist() == [1, 5]
-        assert edited.sample.tolist() == [0, 1]
-        assert torch.equal(edited.values, codes.values[[0, 3]])
-        assert edited.n_samples == 2
-    assert len(ablate(range(P))(codes).sample) == 0
-    assert repr(ablate(3, 5)) == "ablate(3, 5)"
-
-
-def test_steer_scales_everywhere_or_in_a_region() -> None:
-    codes = example_codes()
-    assert torch.equal(steer(3, 0.1)(codes).values[[1, 2]], codes.values[[1, 2]] * 0.1)
-    assert torch.equal(steer(3, 0.1)(codes).values[[0, 3]], codes.values[[0, 3]])
-    mask = torch.zeros(4, 4, dtype=torch.bool)
-    mask[:2, 1] = True
-    for region in (mask, mask.float(), mask.double()):
-        values = steer([3, 5], scale=0.1, region=region)(codes).values
-        assert torch.equal(values[1:], torch.where(mask, codes.values[1:] * 0.1, codes.values[1:]))
-        assert torch.equal(values[0], codes.values[0])
-        assert values.dtype == codes.values.dtype
-    half = steer(1, scale=3.0, region=torch.full((4, 4), 0.5))(codes).values
-    torch.testing.assert_close(half[0], 2 * codes.values[0])
-    assert len(steer(0, 2.0)(codes).values) == 4  # a concept that is off
-    assert repr(steer(7, scale=2.0)) == "steer(7, scale=2)"
-    assert repr(steer([1, 2], 0.5, mask)) == "steer((1, 2), scale=0.5, region=<4 x 4>)"
-
-
-def test_a_region_on_another_grid_is_resampled() -> None:
-    codes = example_codes()
-    fine = torch.zeros(8, 8)
-    fine[0, 0] = 1.0
-    values = steer(1, scale=5.0, region=fine)(codes).values[0]  # area: a quarter of the first cell
-    assert values[0, 0] == codes.values[0, 0, 0] * 2
-    assert torch.equal(values[1:], codes.values[0, 1:])
-    values = steer(1, scale=5.0, region=fine.bool())(codes).values[0]  # nearest: every second point of the mask
-    assert values[0, 0] == codes.values[0, 0, 0] * 5
-    assert torch.equal(values[1:], codes.values[0, 1:])
-    coarse = torch.tensor([[True, False], [False, False]])
-    values = steer(1, scale=5.0, region=coarse)(codes).values[0]
-    factor = torch.ones(4, 4)
-    factor[:2, :2] = 5
-    assert torch.equal(values, codes.values[0] * factor)
-    with pytest.raises(ValueError, match=r"region has shape \(4,\), the codes are on a grid \(4, 4\)"):
-        steer(1, 2.0, torch.ones(4))(codes)
-
-
-@pytest.mark.parametrize("concept", [P, -1, [0, 99]])
-def test_concepts_out_of_range(concept: Any) -> None:
-    for edit in (ablate(concept), steer(concept, 2.0)):
-        with pytest.raises(ValueError, match="n_concepts=6"):
-            edit(example_codes())
-
-
-@pytest.mark.parametrize("concept", [True, 1.0, "3", None, [], [1, False], torch.tensor([True])])
-def test_concepts_that_are_not_integers(concept: Any) -> None:
-    for make in (ablate, steer):
-        with pytest.raises(ValueError, match="n_concepts"):
-            make(concept)
-    with pytest.raises(ValueError, match="n_concepts"):
-        ablate()
-
-
-def test_bad_scales_and_regions() -> None:
-    with pytest.raises(ValueError, match="one element"):
-        steer(1, torch.ones(2))
-    for region in (torch.ones(4, dtype=torch.long), [1.0]):
-        with pytest.raises(TypeError, match="bool mask or a float"):
-            steer(1, 2.0, region)  # type: ignore[arg-type]

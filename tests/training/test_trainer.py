@@ -2,9 +2,23 @@ import pytest
 import torch
 from neuralop import LpLoss
 
-from neuralop_sae import PCA, SAEFNO, BatchTopK, JumpReLU, SAEPointwise, SoftLocalTopK, TopK, TrainingConfig, train
+from neuralop_sae import (
+    PCA,
+    SAECNN,
+    SAEFNO,
+    SAETFNO,
+    BatchTopK,
+    JumpReLU,
+    Lifted,
+    SAEPointwise,
+    SoftLocalTopK,
+    TopK,
+    TrainingConfig,
+    train,
+)
 from neuralop_sae.checkpoint import read_tensors
 from neuralop_sae.training import trainer
+from neuralop_sae.training.losses import domain_penalty
 from neuralop_sae.training.statistics import channel_statistics
 
 
@@ -224,3 +238,27 @@ def test_a_new_run_puts_the_checkpoint_of_the_last_one_aside(tmp_path):
     train(make_sae(), acts, CONFIG.model_copy(update={"seed": 1}), checkpoint_dir=tmp_path, progress=False)
     assert (tmp_path / "training.previous.safetensors").read_bytes() == before
     assert (tmp_path / "training.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize("kind", ["SAEFNO", "SAETFNO", "SAEPointwise", "SAECNN"])
+def test_a_domain_weight_makes_codes_small_without_moving_scale(kind):
+    models = {
+        "SAEFNO": lambda: SAEFNO(4, 12, (5, 5)),
+        "SAETFNO": lambda: SAETFNO(4, 12, (5, 5), concept_rule=TopK(6), factorization="cp", rank=0.5),
+        "SAEPointwise": lambda: SAEPointwise(4, 12, k=4),
+        "SAECNN": lambda: SAECNN(4, 12, (3, 3)),
+    }
+    x, penalties = make_activations(), []
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        sae = models[kind]()
+        train(sae, x, CONFIG.model_copy(update={"domain_weight": weight, "n_epochs": 6}), progress=False)
+        codes = sae.encode(x)
+        penalties.append(domain_penalty(codes, sae.kernel_norms()).item())
+    assert penalties[1] < 0.8 * penalties[0], penalties
+
+
+def test_a_domain_weight_needs_norms_with_gradient():
+    sae = Lifted(SAEFNO(4, 12, (5, 5)), channels=6)
+    with pytest.raises(ValueError, match="leave domain_weight at 0"):
+        train(sae, make_activations(), CONFIG.model_copy(update={"domain_weight": 1.0}), progress=False)

@@ -1,0 +1,208 @@
+"""An operator on the bench: its codes are edited, one concept and one dose at a time, and its outputs compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..attach.edits import steer
+from ..attach.inputs import call_model
+from ..attach.interventions import replace_activation
+from ..attach.rewrite import Edit, on_grid
+from ..codes import ConceptCodes
+from ..layers.basis import SpectralBasis
+from ..metrics import pearson
+from ..models.base import SAE
+from .evaluate import ConceptUse
+
+Outcome = Callable[[Tensor], Tensor]
+EditOfDose = Callable[[int, float], Edit]
+
+
+class Run(NamedTuple):
+    """One intervention on all samples: the edit of a concept at a dose, its change of the activation times a factor."""
+
+    concept: int
+    dose: float
+    factor: float = 1.0
+
+
+class Batch(NamedTuple):
+    """A batch with what the operator makes of it: codes of its activation, what they decode to, outcomes."""
+
+    inputs: dict[str, Any]
+    codes: ConceptCodes
+    written: Tensor
+    outcomes: dict[str, Tensor]
+
+
+class Measured(NamedTuple):
+    """What a run did: effect on each outcome ``(N,)``, energy of the change, rows of the table of places."""
+
+    effects: dict[str, np.ndarray]
+    energy: float
+    places: list[tuple[Any, ...]]
+
+
+class Bench:
+    """An operator with the codes of its activations, ready for runs. Model, SAE and processor are to be in eval mode.
+
+    Parameters
+    ----------
+    model, site, sae, data_processor
+        As in :func:`~neuralop_sae.analysis.causal.causal_test`.
+    edit : callable
+        ``(concept, dose) -> edit``.
+    outcomes : mapping of str to callable or None
+        From name to function of the output; None for its channels.
+    regions : mapping of str to Tensor
+        From name to weights over the domain.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        site: str,
+        sae: SAE,
+        *,
+        edit: EditOfDose = steer,
+        data_processor: Any = None,
+        outcomes: Mapping[str, Outcome] | None = None,
+        regions: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.model, self.site, self.sae, self.edit = model, site, sae, edit
+        self.data_processor, self.outcomes, self.regions = data_processor, outcomes, regions or {}
+        self.batches: list[Batch] = []
+        self.use = ConceptUse(sae)
+        self._energies: dict[Run, float] = {}
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of all batches."""
+        return self.use.n_samples
+
+    def read(self, batches: Iterable[dict[str, Any]]) -> None:
+        """Run the operator as it is, keep activations, codes and outcomes."""
+        for inputs in batches:
+            kept: list[Tensor] = []
+
+            def keep(x: Tensor, kept: list[Tensor] = kept) -> Tensor:
+                kept.append(x)
+                return x
+
+            outcomes = self._outcomes(inputs, keep)
+            if len(kept) != 1:
+                raise ValueError(f"site {self.site!r} fired {len(kept)} times in a pass: name one call, as in '{self.site}.0'")
+            x = kept[0].to(self.sae.dtype)
+            codes = self.sae.encode(x)
+            self.use.update(codes)
+            self.batches.append(Batch(inputs, codes, self.sae.decode(codes, x.shape[2:]), outcomes))
+        if not self.batches:
+            raise ValueError("inputs hold no samples")
+
+    def _outcomes(self, inputs: dict[str, Any], function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Outcomes of the operator with its activation replaced, each ``(B,)`` or ``(B, *grid)`` in float64."""
+        with replace_activation(self.model, self.site, function):
+            y = predict(self.model, inputs, self.data_processor)
+        if self.outcomes is None:
+            return {f"channel {i}": y[:, i].double() for i in range(y.shape[1])}
+        values = {name: outcome(y) for name, outcome in self.outcomes.items()}
+        for name, value in values.items():
+            if tuple(value.shape) not in {(len(y),), (len(y), *y.shape[2:])}:
+                raise ValueError(
+                    f"outcome {name!r} gave {tuple(value.shape)} for outputs {tuple(y.shape)}: one number per sample "
+                    f"({len(y)},), or a field {(len(y), *y.shape[2:])}"
+                )
+        return {name: value.double() for name, value in values.items()}
+
+    def change(self, run: Run, batch: Batch) -> Tensor:
+        """What a run adds to the activation of a batch, ``(B, channels, *grid)``."""
+        edited = self.edit(run.concept, run.dose)(batch.codes)
+        return run.factor * (self.sae.decode(edited, batch.written.shape[2:]) - batch.written)
+
+    def energy(self, run: Run) -> float:
+        """Mean over samples of the mean square of the change, summed over channels."""
+        if run not in self._energies:
+            squares = (self.sae.basis.mean_square(self.change(run, batch)) for batch in self.batches)
+            self._energies[run] = sum(float(square.double().sum()) for square in squares) / self.n_samples
+        return self._energies[run]
+
+    def measure(self, run: Run) -> Measured:
+        """Effects of a run on all samples."""
+        effects: list[dict[str, Tensor]] = []
+        places: dict[str, list[Tensor]] = {}
+        energy = 0.0
+        for batch in self.batches:
+            change = self.change(run, batch)
+            energy += float(self.sae.basis.mean_square(change).double().sum())
+            outcomes = self._outcomes(batch.inputs, partial(_added, change))
+            differences = {name: value - batch.outcomes[name] for name, value in outcomes.items()}
+            effects.append({})
+            for name, difference in differences.items():
+                effects[-1] |= _statistics(name, difference, self.sae.basis, self.regions)
+                if difference.ndim == self.sae.basis.n_dim + 1:
+                    places.setdefault(name, []).append(_places(difference, batch.codes, run.concept))
+        rows = []
+        for name, parts in places.items():
+            rows.append((run.concept, name, run.dose, *torch.cat(parts).nanmean(0).tolist()))
+        joined = {name: torch.cat([part[name] for part in effects]).cpu().numpy() for name in effects[0]}
+        return Measured(joined, energy / self.n_samples, rows)
+
+
+def predict(model: nn.Module, inputs: Mapping[str, Any], data_processor: Any) -> Tensor:
+    """Output ``(B, channels, *grid)`` of an operator for a batch, between the steps of neuralop's data processor. A batch
+    without a target gets its input for one, which processors ask for."""
+    device = next(model.parameters()).device
+    if data_processor is None:
+        output: Tensor = call_model(model, inputs, device)
+        return output
+    sample = data_processor.preprocess({"y": inputs["x"], **inputs})
+    output, _ = data_processor.postprocess(call_model(model, sample, device), sample)
+    return output
+
+
+def _added(change: Tensor, x: Tensor) -> Tensor:
+    return x + change.to(x)
+
+
+def _statistics(name: str, change: Tensor, basis: SpectralBasis, regions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The effect on an outcome as numbers of each sample, from its change ``(B,)`` or ``(B, *grid)``."""
+    if change.ndim == 1:
+        return {name: change}
+    area = _area(basis, change)
+    weights = {"": area}
+    for region, mask in regions.items():
+        weights[f" in {region}"] = area * on_grid(mask, change.shape[1:]).to(change)
+        if not weights[f" in {region}"].any():
+            raise ValueError(f"region {region!r} has no point of the output's grid {tuple(change.shape[1:])}")
+    found = {}
+    for where, weight in weights.items():
+        share = weight / weight.sum()
+        found[f"{name}{where}"] = (change * share).flatten(1).sum(1)
+        found[f"rms {name}{where}"] = (change.square() * share).flatten(1).sum(1).sqrt()
+    return found
+
+
+def _area(basis: SpectralBasis, field: Tensor) -> Tensor:
+    """Shares of the domain, ``(*grid)``: by the basis where its grids have as many axes, else equal."""
+    grid = field.shape[1:]
+    if len(grid) == basis.n_dim:
+        return basis.quadrature(grid, like=field).expand(grid)
+    return field.new_full(grid, 1 / grid.numel())
+
+
+def _places(change: Tensor, codes: ConceptCodes, concept: int) -> Tensor:
+    """Mean absolute change inside and outside of where a concept is expressed, and its correlation with the code: ``(n, 3)``
+    for the samples in which it is on, NaN where there is no inside or outside."""
+    rows = (codes.concept == concept) & codes.expressed()
+    size, area = change[codes.sample[rows]].abs(), _area(codes.basis, change)
+    code = on_grid(codes.values[rows].abs().to(change), size.shape[1:])
+    inside = (code > 0) * area
+    means = [(size * part).flatten(1).sum(1) / part.flatten(1).sum(1) for part in (inside, area - inside)]
+    correlation = [pearson(a, b, area) for a, b in zip(size, code, strict=True)]
+    return torch.stack([*means, size.new_tensor(correlation)], 1)

@@ -1,0 +1,160 @@
+"""Names and coordinates of a grid's axes, in the words of CF conventions and xarray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from neuralop.layers.spectral_convolution import SpectralConv
+from neuralop.layers.spherical_convolution import SphericalConv
+from torch import nn
+
+from ..layers.basis import SpectralBasis, bases
+from ..layers.fourier import FourierBasis
+from ..layers.spherical import SphericalBasis
+
+__all__ = ["LATITUDES", "LONGITUDES", "axis_names", "basis_from", "basis_of", "coordinates", "describe_basis", "grid_of"]
+
+LATITUDES, LONGITUDES = ("lat", "latitude"), ("lon", "longitude")
+
+
+def axis_names(n_axes: int, basis: SpectralBasis | None = None) -> tuple[str, ...]:
+    """Names of the axes of a grid: ``lat, lon`` on the sphere, else ``x``, ``y, x`` or ``z, y, x``; before those of the
+    basis ``d1, ...``, such as the time steps that an operator runs through.
+
+    Examples
+    --------
+    >>> axis_names(1), axis_names(4), axis_names(3, SphericalBasis((1, 2)))
+    (('x',), ('d1', 'z', 'y', 'x'), ('d1', 'lat', 'lon'))
+    """
+    names: tuple[str, ...] = ("lat", "lon") if isinstance(basis, SphericalBasis) else ("z", "y", "x")
+    names = names[-n_axes if basis is None else -basis.n_dim :]
+    return (*(f"d{i + 1}" for i in range(n_axes - len(names))), *names)
+
+
+def coordinates(
+    grid: Sequence[int], basis: SpectralBasis | None, lengths: Sequence[float] | None, unit: str = ""
+) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
+    """Coordinates and attributes of the axes where they are known.
+
+    On the sphere latitudes and longitudes in degrees; in a periodic box of lengths L_j the points ``i L_j / N_j``; nothing
+    where lengths are not given.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many lengths as axes of the box.
+    """
+    names = [name for name in axis_names(len(grid), basis) if not name.startswith("d")]
+    sizes = grid[-len(names) :]
+    if isinstance(basis, SphericalBasis):
+        latitudes = 90 - np.rad2deg(basis.colatitudes(sizes[0]).numpy())
+        longitudes = np.rad2deg(basis.longitudes(sizes[1]).numpy())
+        return {"lat": (latitudes, {"units": "degrees_north"}), "lon": (longitudes, {"units": "degrees_east"})}
+    if lengths is None:
+        return {}
+    if len(lengths) != len(names):
+        raise ValueError(f"lengths has {len(lengths)} numbers for the axes {', '.join(names)}: give one for each")
+    attributes = {"units": unit} if unit else {}
+    return {
+        name: (np.arange(size) * (length / size), attributes) for name, size, length in zip(names, sizes, lengths, strict=True)
+    }
+
+
+def basis_of(model: nn.Module) -> SpectralBasis | None:
+    """The kind of basis that an operator of neuralop works in, with a single mode: enough for quadrature and coordinates.
+    None for an operator without spectral layers."""
+    for module in model.modules():
+        if isinstance(module, SphericalConv):
+            return SphericalBasis((1, 2), module.sht_grids[0])
+        if isinstance(module, SpectralConv):
+            return FourierBasis((1,) * module.order)
+    return None
+
+
+def describe_basis(basis: SpectralBasis) -> dict[str, Any]:
+    """Name and arguments of a basis as plain data."""
+    return {"name": bases.name_of(type(basis)), **basis.config()}
+
+
+def basis_from(description: dict[str, Any]) -> SpectralBasis:
+    """The basis of such a description."""
+    arguments = dict(description)
+    return bases.get(arguments.pop("name"))(**arguments)
+
+
+def grid_of(
+    points: Mapping[str, np.ndarray], dims: Sequence[str], grid: Sequence[int]
+) -> tuple[str, SpectralBasis | None, tuple[float, ...] | None]:
+    """Kind, basis and lengths of a grid, by the coordinates of its axes.
+
+    Parameters
+    ----------
+    points : mapping of str to numpy.ndarray
+        Coordinates of the axes that have some.
+    dims : sequence of str
+        Names of the axes.
+    grid : sequence of int
+        Points along each.
+
+    Returns
+    -------
+    tuple
+        As in `LabelledFields`.
+
+    Raises
+    ------
+    ValueError
+        If the points are on no grid known, or in another order.
+    """
+    if len(dims) == 2 and dims[0] in LATITUDES and dims[1] in LONGITUDES:
+        if set(points) != set(dims):
+            raise ValueError(
+                f"{' and '.join(dims)} have no coordinates: assign them in degrees, or rename them y and x for a box"
+            )
+        kind = _kind_of(points[dims[0]].astype(float))
+        _check_longitudes(points[dims[1]].astype(float))
+        return kind, None if kind == "midpoint" else SphericalBasis((1, 2), kind), None
+    lengths = []
+    for name, values in points.items():
+        if not np.issubdtype(values.dtype, np.number) or len(values) < 2:
+            break
+        steps = np.diff(values.astype(float))
+        if not np.allclose(steps, steps.mean(), rtol=1e-3) or steps.mean() <= 0:
+            raise ValueError(f"the points of {name} are not evenly spaced and rising: interpolate to such a grid first")
+        lengths.append(float(steps.mean() * len(values)))
+    return "box", FourierBasis((1,) * len(grid)), tuple(lengths) if len(lengths) == len(grid) else None
+
+
+def _kind_of(latitudes: np.ndarray) -> str:
+    """The grid that latitudes in degrees make; ValueError if none."""
+    n = len(latitudes)
+    tolerance = 0.02 * 180 / max(1, n)  # files keep few digits; kinds differ by far more
+    known = {kind: 90 - np.rad2deg(SphericalBasis((1, 2), kind).colatitudes(n).numpy()) for kind in _kinds(n)}
+    known["midpoint"] = 90 - 180 * (np.arange(n) + 0.5) / n
+    for kind, values in known.items():
+        if np.allclose(latitudes, values, rtol=0, atol=tolerance):
+            return kind
+        if np.allclose(latitudes[::-1], values, rtol=0, atol=tolerance):
+            raise ValueError(
+                "latitudes run from south to north, and the transforms on the sphere begin at the north pole: turn them, as "
+                "with dataset.isel(lat=slice(None, None, -1))"
+            )
+    raise ValueError(
+        f"{n} latitudes from {latitudes[0]:g} to {latitudes[-1]:g} are on no grid of the whole sphere that is known "
+        f"({', '.join(known)}): interpolate to one of them; for a region, rename the dimensions y and x"
+    )
+
+
+def _kinds(nlat: int) -> list[str]:
+    return ["equiangular", "legendre-gauss", "lobatto"] if nlat > 2 else ["legendre-gauss"]
+
+
+def _check_longitudes(longitudes: np.ndarray) -> None:
+    step = 360 / len(longitudes)
+    if not np.allclose(np.diff(longitudes), step, rtol=0, atol=0.02 * step):
+        raise ValueError(
+            f"{len(longitudes)} longitudes from {longitudes[0]:g} to {longitudes[-1]:g} do not go round the sphere once in "
+            "even steps eastward: sort them, and leave out a meridian that is there twice"
+        )
