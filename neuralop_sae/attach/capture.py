@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .hooks import eval_mode, hooked
-from .inputs import Inputs, call_model, first_samples, iterate_batches, n_batches, n_samples, shared_arguments
+from .inputs import Inputs, call_model, first_samples, iterate_batches, n_batches, n_samples, preprocessed, shared_arguments
 from .padding import unpadded_slices
 from .sites import Site, resolve_site
 
@@ -195,9 +195,7 @@ def _prepared(
     remaining = max_samples
     for batch in batches:
         if data_processor is not None:
-            if "y" not in batch:
-                raise ValueError(f"neuralop's data processors need the target under 'y' too; got the keys {sorted(batch)}")
-            batch = data_processor.preprocess(batch)
+            batch = preprocessed(batch, data_processor)
         if remaining is None:
             yield batch
             continue

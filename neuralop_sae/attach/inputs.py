@@ -234,3 +234,12 @@ def _as_batch(batch: Any) -> dict[str, Any]:
     if not isinstance(batch.get("x"), (Tensor, type(None))):
         raise TypeError(f"the model's input 'x' must be a tensor; got {type(batch['x']).__name__}")
     return dict(batch)
+
+
+def preprocessed(batch: dict[str, Any], data_processor: Any) -> dict[str, Any]:
+    """A batch as neuralop's data processor hands it to the model; ValueError if the processor misses an entry."""
+    try:
+        return data_processor.preprocess(batch)
+    except KeyError as error:
+        name, keys = type(data_processor).__name__, sorted(batch)
+        raise ValueError(f"{name} needs the entry {error}; got the keys {keys}") from error

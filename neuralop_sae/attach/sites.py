@@ -12,9 +12,11 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from tltorch.factorized_tensors.core import FactorizedTensor
 from torch import nn
 
+from .. import notebook
 from . import operators  # noqa: F401  # fills the table of rules
 from .layouts import FIELD, axes_of
 from .rules import SiteRule, Stage, original_module, rule_of
@@ -107,7 +109,21 @@ class Site(str):
         return (batch, channels, *([self.repeats] if self.repeats else []), *grid)
 
 
-def find_sites(model: nn.Module) -> list[Site]:
+class Sites(list[Site]):
+    """Sites in execution order: a list, and a table."""
+
+    def to_frame(self) -> pd.DataFrame:
+        """``site``, ``axes`` of a captured activation, ``padded`` and ``frozen``, a row for each site."""
+        columns = ["site", "axes", "padded", "frozen"]
+        rows = [(str(site), ", ".join(site.axes), site.padded, site.frozen) for site in self]
+        return pd.DataFrame(rows, columns=columns)
+
+    def _repr_html_(self) -> str:
+        frame = self.to_frame()
+        return notebook.table(f"{len(self)} sites", list(frame.columns), frame.itertuples(index=False))
+
+
+def find_sites(model: nn.Module) -> Sites:
     """List the sites of a model in execution order.
 
     Lifting, the parts and the output of every block, and projection of neuralop's operators. A module without a
@@ -122,8 +138,8 @@ def find_sites(model: nn.Module) -> list[Site]:
 
     Returns
     -------
-    list of Site
-        The sites; each is a string.
+    Sites
+        A list of sites, each a string, which shows itself as a table (:meth:`Sites.to_frame`).
 
     Notes
     -----
@@ -141,7 +157,7 @@ def find_sites(model: nn.Module) -> list[Site]:
     >>> find_sites(model)[-2].axes
     ('batch', 'channels', 'd1')
     """
-    return list(_walk(original_module(model), Site("")))
+    return Sites(_walk(original_module(model), Site("")))
 
 
 def resolve_site(model: nn.Module, name: str) -> Site:

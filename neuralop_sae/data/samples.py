@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from ..attach.hooks import eval_mode
-from ..attach.inputs import iterate_batches, n_samples
+from ..attach.inputs import iterate_batches, n_samples, preprocessed
 
 __all__ = ["batch_of", "batches_of", "n_known", "prepared"]
 
@@ -84,10 +84,6 @@ def prepared(batches: Iterable[dict[str, Any]], data_processor: Any) -> Iterator
     """Batches as neuralop's data processor leaves them, in eval mode; ValueError if it misses an entry."""
     for batch in batches:
         if data_processor is not None:
-            try:
-                with eval_mode(*([data_processor] if isinstance(data_processor, nn.Module) else [])):
-                    batch = data_processor.preprocess(batch)
-            except KeyError as error:
-                keys = sorted(batch)
-                raise ValueError(f"{type(data_processor).__name__} needs the entry {error}; got the keys {keys}") from error
+            with eval_mode(*([data_processor] if isinstance(data_processor, nn.Module) else [])):
+                batch = preprocessed(batch, data_processor)
         yield batch
