@@ -95,7 +95,8 @@ def codes_row(values: dict[str, list[float]]) -> Row:
     ]
     others = "; ".join(f"{NAMES[kind]}, {text(kind)}" for kind in ("cnn", "mlp"))
     remark = "By construction, for SAE-CNN too. A code of SAE-MLP is one number for the whole image: it should stay as it is."
-    return Row("codes of a shifted image are the shifted codes", measured(values), text("fno"), others, criteria, remark)
+    claim = "images of characters: codes of a shifted image are the shifted codes"
+    return Row(claim, measured(values), text("fno"), others, criteria, remark)
 
 
 def fve_row(values: dict[str, list[float]], name: str, move: str, most: int) -> Row:
@@ -121,6 +122,7 @@ def fve_row(values: dict[str, list[float]], name: str, move: str, most: int) -> 
     unit = "points along both axes" if move == "circular" else "degrees"
     remark = "; ".join(f"{NAMES[kind]}: {norms(values, kind, move, most)}" for kind in NAMES)
     remark = f"Correlation of the norms of codes before and after, which do not say where a concept is: {remark}."
+    remark += " With as many concepts on, an operator can copy an image through one of them; nonzeros are the harder matching."
     if move == "circular":
         zeros = "; ".join(
             f"{NAMES[kind]}, {named}: {spread(kept(values, kind, of, 'zeros', most))}"

@@ -113,13 +113,14 @@ def model(kind: str, matching: str, k: int, seed: int) -> ns.SAE:
     """An untrained dictionary with k concepts on per image, or k nonzeros.
 
     One channel makes a pointwise dictionary meaningless: it is a function of one number. It also makes ``skip="linear"`` a
-    way to copy the image through a single concept, and FVE at equal concepts on says little for any operator.
+    way to copy the image through a single concept; it is left out. FVE at 32 nonzeros on other images, one seed at rate 0.03,
+    with 31, 23 and 15 modes: 0.856, 0.835, 0.763, and with the skip 0.857, 0.816, 0.786.
     """
     torch.manual_seed(seed)
     if kind == "mlp":
         return ns.SAEMLP(1, 128, (SIZE, SIZE), k=k)
     rules: dict[str, Any] = {
-        "k": {"concept_rule": ns.TopK(min(k, 32)), "domain_rule": ns.Rectify()},
+        "k": {"concept_rule": ns.TopK(k), "domain_rule": ns.Rectify()},
         "nonzeros": {"concept_rule": ns.All(), "domain_rule": Strongest(k)},
     }[matching]
     if kind == "cnn":
