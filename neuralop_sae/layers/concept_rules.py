@@ -78,14 +78,15 @@ class BatchTopK(TopK):
     k : int
         Concepts on per sample, on average over a batch.
     momentum : float
-        Weight of a new batch in the running threshold.
+        Weight of a new batch in the running threshold: scores fall while training goes on, and a threshold that remembers
+        for long switches concepts off in eval mode.
     """
 
     arguments = ("k", "momentum")
     threshold: Tensor
     n_batches: Tensor
 
-    def __init__(self, k: int = 16, momentum: float = 0.01) -> None:
+    def __init__(self, k: int = 16, momentum: float = 0.1) -> None:
         super().__init__(k)
         self.momentum = float(momentum)
         self.register_buffer("threshold", torch.zeros(()))

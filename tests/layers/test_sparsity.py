@@ -103,6 +103,13 @@ def test_batch_topk_in_training_takes_the_largest_of_the_batch() -> None:
     assert rule.n_batches.item() == 1
 
 
+def test_the_threshold_of_batch_top_k_follows_scores_that_fall():
+    rule = concept_rule(BatchTopK(1), 3).train()
+    for size in torch.linspace(3, 1, 80):
+        rule.select(size * torch.tensor([[1.0, 0.5, 0.2], [0.9, 0.3, 0.1]]))
+    assert 0.9 < float(rule.threshold) < 1.15  # of the last batch 0.9; the mean over all is 1.8
+
+
 def test_batch_topk_threshold_is_a_running_mean_of_the_lowest_that_is_on() -> None:
     rule = concept_rule(BatchTopK(1, momentum=0.25))
     lowest = [0.8, 0.2, 0.5, 0.6, 0.9, 0.1]
