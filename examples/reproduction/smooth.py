@@ -16,7 +16,7 @@ from synthetic_bed import FINE, NAMES, WAVENUMBERS, Bed, fine_atoms, trained
 from neuralop_sae.analysis.drawing import GREY, PALETTE, subplots
 
 COMPARED = ("truncated", "full", "cnn")
-RATES = (1e-2, 3e-2)
+RATES = (1e-2, 3e-2, 1e-1)
 SHOWN = 0  # the concept that is drawn
 Values = dict[str, dict[str, list[float]]]
 
