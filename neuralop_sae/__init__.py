@@ -10,6 +10,7 @@ from .analysis.evaluate import code_consistency, evaluate
 from .analysis.faithfulness import faithfulness
 from .analysis.rollouts import during, ramp, rollout
 from .attach.capture import capture
+from .attach.checkpoints import load_operator
 from .attach.control import random_control
 from .attach.edits import ablate, add, band_filter, clamp, compose, patch, restrict, steer
 from .attach.interventions import replace_activation, splice
@@ -20,6 +21,7 @@ from .codes import ConceptCodes
 from .data.labelled import codes_to_xarray, from_xarray
 from .data.store import ActivationStore
 from .data.streaming import ActivationStream, stream
+from .hub import ModelCard, pull, push
 from .layers import (
     All,
     BatchTopK,
@@ -101,6 +103,7 @@ __all__ = [
     "JumpReLU",
     "Lifted",
     "LocalTopK",
+    "ModelCard",
     "PeriodicBox",
     "Rectify",
     "SAEOutput",
@@ -138,8 +141,11 @@ __all__ = [
     "from_xarray",
     "inject",
     "load",
+    "load_operator",
     "patch",
     "probe",
+    "pull",
+    "push",
     "ramp",
     "random_control",
     "recruitment",

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from . import notebook
 from .layers.basis import SpectralBasis
 from .layers.selection import Selection
 
@@ -51,6 +52,20 @@ class ConceptCodes:
 
     def __repr__(self) -> str:
         return f"ConceptCodes({len(self)} codes of {self.n_concepts} concepts in {self.n_samples} samples on {self.grid})"
+
+    def _repr_html_(self) -> str:
+        rows: dict[str, object] = {"samples": self.n_samples, "concepts": self.n_concepts, "code grid": self.grid}
+        rows |= {"on per sample (l0)": float(self.l0()), "expressed per point (l0_local)": float(self.l0_local())}
+        return notebook.facts("Concept codes", rows) + self._strongest_html()
+
+    def _strongest_html(self, n: int = 5) -> str:
+        """The concepts of most energy."""
+        norms, on = self.detach().norms().cpu(), self.expressed().cpu()
+        square = torch.zeros(self.n_concepts, dtype=norms.dtype).index_add_(0, self.concept.cpu(), norms.square())
+        count = torch.bincount(self.concept.cpu()[on], minlength=self.n_concepts)
+        strongest = [c for c in square.argsort(descending=True)[:n].tolist() if square[c] > 0]
+        rows = [(c, float(count[c]) / self.n_samples, float((square[c] / self.n_samples).sqrt())) for c in strongest]
+        return notebook.table("Strongest concepts", ["concept", "on in", "norm (rms)"], rows)
 
     def norms(self) -> Tensor:
         """L2 norm of each code over the domain, ``(n,)``."""

@@ -102,8 +102,8 @@ def living(name: str, use: Values) -> Row:
         text(DEFAULT),
         "; ".join(text(rule) for rule in RULES if rule != DEFAULT),
         criteria,
-        f"Concepts that carry 90 % of the energy: {carrying}. One learning rate for all spectral dictionaries, the better of two "
-        "for the pointwise.",
+        f"Concepts that carry 90 % of the energy: {carrying}. One learning rate for all spectral dictionaries, the better of "
+        "two for the pointwise.",
     )
 
 

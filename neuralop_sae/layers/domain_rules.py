@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class LocalTopK(Rectify):
         Concepts expressed per point.
     """
 
-    arguments = ("k",)
+    arguments: ClassVar[tuple[str, ...]] = ("k",)
 
     def __init__(self, k: int = 4) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint
+from .. import checkpoint, notebook
 from ..codes import ConceptCodes
 from ..layers.basis import SpectralBasis
 from ..layers.exchange import ALONE, Exchange
@@ -172,8 +172,9 @@ class SAE(nn.Module, ABC):
         return self.basis.smallest_grid()
 
     @abstractmethod
-    def kernel_norms(self) -> Tensor:
-        """L2 norm of each concept's atom, ``(n_concepts,)``."""
+    def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
+        """L2 norm of each concept's atom, ``(n_concepts,)``; or of the concepts ``(n,)`` that are named, with gradient where a
+        model has one."""
 
     @abstractmethod
     def initialize_from(self, x: Tensor, generator: torch.Generator | None = None) -> None:
@@ -272,6 +273,14 @@ class SAE(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """Constructor arguments as plain data."""
         return {name: _plain(getattr(self, name)) for name in _arguments(type(self))}
+
+    def _repr_html_(self) -> str:
+        config = self.config()
+        names = ("in_channels", "n_concepts", "n_modes", "concept_rule", "domain_rule", "encoder", "factorization", "rank")
+        n_parameters = sum(p.numel() * (2 if p.is_complex() else 1) for p in self.parameters())
+        rows = {name: config[name] for name in names if config.get(name) is not None}
+        rows |= {"parameters": n_parameters, "device": self.mean.device, "dtype": self.dtype}
+        return notebook.facts(type(self).__name__, rows)
 
     def save_pretrained(self, folder: str | Path, *, state: dict[str, Tensor] | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors`` into a folder, which is made. `state`: what to write instead of

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import notebook
 from ..layers.concepts import ConceptDecoder, ConceptEncoder
 from ..layers.decompose import decompose_
 from ..metrics import FieldStatistics
@@ -53,6 +54,15 @@ class Compression:
         if self.fve is not None:
             parts.append(f"FVE {self.fve:.3f}, was {self.dense_fve:.3f}")
         return f"Compression({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        config = self.sae.config()
+        rows: dict[str, object] = {"model": type(self.sae).__name__, "factorization": config["factorization"]}
+        rows |= {"rank": config["rank"], "spectral parameters": self.n_parameters, "before": self.dense_n_parameters}
+        rows |= {"relative error, encoder": self.encoder_error, "relative error, decoder": self.decoder_error}
+        if self.fve is not None:
+            rows |= {"FVE": self.fve, "FVE before": self.dense_fve}
+        return notebook.facts("Compression", rows)
 
 
 @torch.no_grad()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pandas as pd
 import torch
 from torch import Tensor
 
+from .. import notebook
 from ..models.base import SAEOutput
 from .distributed import Single
 
@@ -32,6 +34,16 @@ class TrainingHistory:
     def __getitem__(self, name: str) -> list[float]:
         """One column."""
         return [row[name] for row in self.rows]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each that was logged, by step."""
+        return pd.DataFrame(self.rows).set_index("step") if self.rows else pd.DataFrame()
+
+    def _repr_html_(self) -> str:
+        if not self.rows:
+            return notebook.facts("Training history", {"rows": 0})
+        drawn = "".join(notebook.curve(name, self["step"], self[name]) for name in ("loss", "fve"))
+        return notebook.facts("Training history: the last row", {**self.rows[-1], "seconds": self.seconds}) + drawn
 
 
 class Meter:

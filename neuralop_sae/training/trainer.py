@@ -369,7 +369,9 @@ def go(sites: Sequence[Sequence[_Run]], progress: bool) -> None:
         run.keep()
     try:
         with bar:
-            for step, (index, following) in enumerate(pairwise(chain(behind.order(), [None])), start=behind.step):
+            steps = pairwise(chain[Tensor | None](behind.order(), [None]))
+            for step, (index, following) in enumerate(steps, start=behind.step):
+                assert index is not None
                 shown: dict[str, float] = {}
                 for site in sites:
                     shown |= _advance([run for run in site if run.step == step], index, following)

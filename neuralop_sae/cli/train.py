@@ -1,0 +1,185 @@
+"""``neuralop-sae train``: one sparse autoencoder or several, on one process or on many."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from functools import partial
+from itertools import product
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import pandas as pd
+import torch
+from pydantic import Field
+
+from .. import checkpoint
+from ..data.activations import load_activations
+from ..models.base import SAE, saes
+from ..quickstart import check_device
+from ..training import distributed, trainer
+from ..training.history import TrainingHistory
+from ..training.many import train_many
+from ..training.statistics import Activations
+from .command import Answer, Settings, command
+from .logs import Log, OnLog, open_log
+from .shown import frame_table
+from .sources import stored
+
+__all__ = ["train"]
+
+
+class TrainSettings(Settings):
+    """Settings of ``train``."""
+
+    activations: list[Path] = Field(
+        description="Stores from 'capture', or fields (N, channels, *grid) in .safetensors or .npy files.",
+        min_length=1,
+        json_schema_extra={"positional": True},
+    )
+    output: Path = Field(Path("neuralop-sae-train"), description="Folder for the model, its history and its checkpoint.")
+    site: list[str] | None = Field(None, description="Which sites of a store; all by default. Each gets a model.")
+    grid: tuple[int, ...] | None = Field(None, description="Which grid of a store: --grid 32 --grid 32.")
+    model: str = Field("SAEFNO", description="SAEFNO, SAETFNO, SAEPointwise, ...")
+    n_concepts: int = Field(256, description="Size of the dictionary.")
+    k: list[int] | None = Field(None, description="Concepts on per sample: k of the concept rule. Each value gets a model.")
+    k_local: list[int] | None = Field(None, description="Concepts expressed per point: k of the domain rule; as --k.")
+    arguments: dict[str, Any] = Field(
+        {}, description='Other arguments of the model, JSON: \'{"n_modes": [16, 16], "rank": 0.05}\'.'
+    )
+    training: trainer.TrainingConfig = Field(
+        trainer.TrainingConfig(), description="Fields of TrainingConfig, JSON: '{\"n_epochs\": 5}'."
+    )
+    concept_parallel: int = Field(
+        1, description="Processes that share the dictionary, under torchrun; the others share the batches."
+    )
+    resume: bool = Field(False, description="Go on from the checkpoints in the output folder.")
+    log: Log | None = Field(None, description="Report to it too.")
+    device: str = Field("cpu", description="cpu or cuda.")
+    seed: int = Field(0, description="Of the dictionary's random start and the order of the fields.")
+
+    def config(self) -> trainer.TrainingConfig:
+        """How to train; a seed of its own goes before that of all."""
+        own = "seed" in self.training.model_fields_set
+        return self.training if own else self.training.model_copy(update={"seed": self.seed})
+
+    def build(self, in_channels: int, k: int | None, k_local: int | None) -> SAE:
+        """A model for activations of so many channels."""
+        arguments = dict(self.arguments)
+        for name, default, value in (("concept_rule", "TopK", k), ("domain_rule", "SoftLocalTopK", k_local)):
+            if value is not None:
+                given = arguments.get(name, default)
+                arguments[name] = {**(given if isinstance(given, Mapping) else {"name": given}), "k": value}
+        torch.manual_seed(self.seed)
+        kind: Any = saes.get(self.model)
+        return kind(in_channels=in_channels, n_concepts=self.n_concepts, **arguments)
+
+
+@command(TrainSettings, interrupted="the last checkpoint is whole: go on with --resume")
+def train(settings: TrainSettings) -> Answer:
+    """Train sparse autoencoders on activations, on one process or on many.
+
+    Several sites, --k or --k-local train one model for each combination, in one pass over the activations; the output folder
+    then has a folder for each. After Ctrl-C or a crash, --resume goes on to the same bits.
+
+    neuralop-sae train acts.zarr --site fno_blocks.2 --k-local 4 --k-local 8 --arguments '{"n_modes": [16, 16]}'
+
+    torchrun --nproc-per-node 2 -m neuralop_sae.cli train acts.safetensors --concept-parallel 2
+    """
+    with distributed.start(settings.concept_parallel, settings.device) as parallel:
+        if isinstance(parallel, distributed.Mesh):
+            signal.signal(signal.SIGTERM, _ended_by_torchrun)
+        checkpoint.check_writable(settings.output)
+        check_device(settings.device)
+        activations = _activations(settings)
+        device = parallel.device if isinstance(parallel, distributed.Mesh) else settings.device
+        site_of, models = {}, {}
+        none: list[int | None] = [None]
+        for site, k, k_local in product(activations, settings.k or none, settings.k_local or none):
+            name = _name(site if len(activations) > 1 else "", k, k_local) or site
+            site_of[name] = site
+            models[name] = settings.build(activations[site][:1].shape[1], k, k_local).to(device)
+        log = settings.log if parallel.is_main else None
+        with open_log(log, settings.output, settings.model_dump(mode="json")) as on_log:
+            if len(models) == 1:
+                ((name, sae),) = models.items()
+                return _train_one(settings, sae, activations[site_of[name]], parallel, on_log)
+            return _train_many(settings, models, activations, site_of, parallel, on_log)
+
+
+def _train_one(
+    settings: TrainSettings, sae: SAE, activations: Activations, parallel: distributed.Single, on_log: OnLog | None
+) -> Answer:
+    history = trainer.train(
+        sae,
+        activations,
+        settings.config(),
+        checkpoint_dir=settings.output,
+        resume=settings.resume,
+        parallel=parallel,
+        on_log=on_log and partial(on_log, ""),
+    )
+    trainer.save_pretrained(sae, settings.output / "sae", parallel)
+    if parallel.is_main:
+        n_steps = max(1, round(history.rows[-1]["step"]))
+        traffic = {name: n_bytes / n_steps for name, n_bytes in parallel.traffic.items()}
+        checkpoint.write_json(settings.output / "history.json", {"rows": history.rows, "bytes_per_step": traffic})
+    return _answer({settings.output: history}) if parallel.is_main else Answer({})
+
+
+def _train_many(
+    settings: TrainSettings,
+    models: dict[str, SAE],
+    activations: Mapping[str, Activations],
+    site_of: dict[str, str],
+    parallel: distributed.Single,
+    on_log: OnLog | None,
+) -> Answer:
+    if isinstance(parallel, distributed.Mesh):
+        raise ValueError(f"several models ({', '.join(models)}) are trained on one process: leave out torchrun, or train one")
+    histories = train_many(
+        models,
+        activations,
+        settings.config(),
+        sites=site_of,
+        checkpoint_dir=settings.output,
+        resume=settings.resume,
+        on_log=on_log,
+    )
+    for name, history in histories.items():
+        models[name].save_pretrained(settings.output / name / "sae")
+        checkpoint.write_json(settings.output / name / "history.json", {"rows": history.rows, "bytes_per_step": {}})
+    return _answer({settings.output / name: history for name, history in histories.items()})
+
+
+def _activations(settings: TrainSettings) -> dict[str, Activations]:
+    """Activations by site; a file is a site of its name."""
+    found: dict[str, Activations] = {}
+    for path in settings.activations:
+        new: Mapping[str, Activations]
+        if path.is_dir():
+            new = stored(path, settings.site, settings.grid)
+        elif settings.site or settings.grid:
+            raise ValueError(f"{path} holds the activations of one site: --site and --grid are for stores")
+        else:
+            new = {path.stem: load_activations(path)}
+        again = sorted(found.keys() & new.keys())
+        if again:
+            raise ValueError(f"there are several activations of {', '.join(again)}: train on them one after the other")
+        found |= new
+    return found
+
+
+def _name(site: str, k: int | None, k_local: int | None) -> str:
+    parts = (site, "" if k is None else f"k{k}", "" if k_local is None else f"k_local{k_local}")
+    return "-".join(part for part in parts if part)
+
+
+def _answer(histories: Mapping[Path, TrainingHistory]) -> Answer:
+    rows = [{"folder": str(folder), **history.rows[-1]} for folder, history in histories.items()]
+    return Answer({"models": rows}, [frame_table("Trained, in the last steps", pd.DataFrame(rows))])
+
+
+def _ended_by_torchrun(_: int, __: FrameType | None) -> NoReturn:
+    raise ConnectionError("torchrun ended this process, as it does when another one has died; go on with --resume")

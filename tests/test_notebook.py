@@ -1,0 +1,93 @@
+"""What objects show in a notebook is well-formed, escaped, and true."""
+
+import math
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from neuralop.models import FNO
+
+import neuralop_sae as ns
+from neuralop_sae import notebook
+from neuralop_sae.training.history import TrainingHistory
+
+
+def parse(text):
+    """As XML, which is stricter than HTML: unclosed or unescaped text is an error."""
+    return ElementTree.fromstring(f"<div>{text}</div>")
+
+
+def rows(text):
+    """Cells of each row, of all tables."""
+    return [["".join(cell.itertext()) for cell in row] for row in parse(text).iter("tr")]
+
+
+@pytest.fixture(scope="module")
+def sae():
+    torch.manual_seed(0)
+    return ns.SAEFNO(2, 6, (5, 5), concept_rule=ns.TopK(3)).eval().requires_grad_(False)
+
+
+def test_text_is_escaped():
+    text = notebook.facts("<b>", {"<i>": "<script>alert(1)</script>"}) + notebook.table("&", ['"'], [["<x>"]])
+    assert rows(text) == [["<i>", "<script>alert(1)</script>"], ['"'], ["<x>"]]
+
+
+def test_a_curve_goes_through_its_points():
+    points = parse(notebook.curve("loss", [0, 10, 20], [1.0, 3.0, 2.0])).find(".//polyline").get("points")
+    assert points == "0.0,60.0 120.0,0.0 240.0,30.0"
+    assert notebook.curve("loss", [0, 1], [1.0, math.nan]) == ""
+
+
+def test_a_model(sae):
+    found = dict(rows(sae._repr_html_()))
+    assert found["n_concepts"] == "6"
+    assert found["n_modes"] == "5 x 5"
+    assert found["concept_rule"] == "TopK(k=3)"
+    n_parameters = sum(torch.view_as_real(p).numel() if p.is_complex() else p.numel() for p in sae.parameters())
+    assert found["parameters"] == f"{n_parameters:,}"
+
+
+def test_codes(sae):
+    codes = sae.encode(torch.randn(4, 2, 12, 10))
+    facts = rows(codes._repr_html_())
+    assert ["samples", "4"] in facts
+    assert ["code grid", "12 x 10"] in facts
+    dense = codes.to_dense()
+    energy = dense.square().sum((0, 2, 3))
+    concept, share, norm = facts[facts.index(["concept", "on in", "norm (rms)"]) + 1]
+    assert int(concept) == int(energy.argmax())
+    assert float(share) == pytest.approx(float(dense[:, int(concept)].flatten(1).any(1).float().mean()))
+    assert float(norm) == pytest.approx(float((energy.max() / (4 * 120)).sqrt()), rel=1e-3)
+
+
+def test_no_codes(sae):
+    codes = sae.encode(torch.randn(1, 2, 12, 10)).keep(torch.tensor([], dtype=torch.int64))
+    assert rows(codes._repr_html_())[-1] == ["concept", "on in", "norm (rms)"]
+
+
+def test_a_history():
+    history = TrainingHistory([{"step": s, "loss": 1 / s, "fve": 1 - 1 / s} for s in (1, 2, 4)], seconds=2.0)
+    assert ["loss", "0.25"] in rows(history._repr_html_())
+    assert len(list(parse(history._repr_html_()).iter("polyline"))) == 2
+    frame = history.to_frame()
+    assert list(frame.index) == [1, 2, 4]
+    assert list(frame.fve) == history["fve"]
+    assert TrainingHistory().to_frame().empty
+    assert rows(TrainingHistory()._repr_html_()) == [["rows", "0"]]
+
+
+def test_sites():
+    sites = ns.find_sites(FNO((4,), 1, 1, hidden_channels=4, n_layers=1, domain_padding=0.2))
+    frame = sites.to_frame()
+    assert list(frame.site) == sites
+    assert list(frame.padded) == [site.padded for site in sites]
+    assert rows(sites._repr_html_())[-1] == ["projection", "batch, channels, d1", "False", "False"]
+
+
+def test_a_compression(sae):
+    compressed = ns.compress(sae, rank=0.5)
+    found = dict(rows(compressed._repr_html_()))
+    assert found["model"] == "SAETFNO"
+    assert found["spectral parameters"] == f"{compressed.n_parameters:,}"
+    assert "FVE" not in found
