@@ -66,6 +66,7 @@ from .training.trainer import TrainingConfig, TrainingHistory, train
 
 if TYPE_CHECKING:  # on first use: they load pandas, xarray and matplotlib
     from .analysis import figures
+    from .analysis.animation import animation
     from .analysis.attribution import attribute, check_by_ablation
     from .analysis.calculus import Globe, PeriodicBox, WalledBox
     from .analysis.causal import causal_test
@@ -73,9 +74,11 @@ if TYPE_CHECKING:  # on first use: they load pandas, xarray and matplotlib
     from .analysis.physics import register_physics
     from .analysis.probes import probe
     from .analysis.recruitment import recruitment
+    from .analysis.relations import stability
     from .analysis.report import report
     from .analysis.seasonality import seasonality
     from .analysis.spectra import concept_spectra
+    from .analysis.tradeoff import fve_by_k
 
 __version__ = "0.1.0"
 
@@ -121,6 +124,7 @@ __all__ = [
     "WalledBox",
     "ablate",
     "add",
+    "animation",
     "attribute",
     "band_filter",
     "capture",
@@ -139,6 +143,7 @@ __all__ = [
     "figures",
     "find_sites",
     "from_xarray",
+    "fve_by_k",
     "inject",
     "load",
     "load_operator",
@@ -163,6 +168,7 @@ __all__ = [
     "seasonality",
     "spectrum_drift",
     "splice",
+    "stability",
     "steer",
     "stream",
     "train",
@@ -171,6 +177,9 @@ __all__ = [
 ]
 
 _LAZY = {
+    "fve_by_k": ".analysis.tradeoff",
+    "stability": ".analysis.relations",
+    "animation": ".analysis.animation",
     "figures": ".analysis",
     "attribute": ".analysis.attribution",
     "check_by_ablation": ".analysis.attribution",

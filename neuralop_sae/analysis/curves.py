@@ -14,6 +14,7 @@ from .drawing import GREY, INK, PALETTE, color_bar, subplots
 from .summaries import AtomSpectra, atom_spectra
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _HISTORY_LABELS = {
@@ -43,29 +44,42 @@ def spectra_figure(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[i
     shape : sequence of int, optional
         As in :func:`neuralop_sae.analysis.summaries.atom_spectra`.
     """
-    from matplotlib.ticker import LogLocator, NullLocator
-
     spectra = atom_spectra(sae, concepts, shape)
-    gain = spectra.gain()
     indices = [int(c) for c in concepts]
     if len(indices) > len(PALETTE):
         return _spectra_map(spectra, sae.basis.wavenumber_label, indices)
     figure, axes = subplots(1, 1, 3.0 if len(indices) == 1 else 3.9, 2.1)
-    ax = axes[0, 0]
+    _draw_spectra(axes[0, 0], spectra, sae.basis.wavenumber_label, indices)
+    if len(indices) > 1:
+        figure.legend(loc="outside right upper", fontsize=7, frameon=False, labelcolor=INK)
+    return figure
+
+
+def draw_spectrum(ax: Axes, sae: SAE, concept: int) -> None:
+    """Draw the spectrum of one concept, as :func:`spectra_figure` does."""
+    _draw_spectra(ax, atom_spectra(sae, [concept]), sae.basis.wavenumber_label, [concept])
+
+
+def _draw_spectra(ax: Axes, spectra: AtomSpectra, label: str, indices: Sequence[int]) -> None:
+    gain = spectra.gain()
     ax.axhline(1.0, color=GREY, linestyle="--", linewidth=1.2)
     for concept, values, color in zip(indices, gain, PALETTE, strict=False):
-        ax.semilogy(
-            spectra.wavenumbers.numpy(), values.numpy(), color=color, marker="o", markersize=3, label=f"concept {concept}"
-        )
+        ax.plot(spectra.wavenumbers.numpy(), values.numpy(), color=color, marker="o", markersize=3, label=f"concept {concept}")
+    spectrum_limits(ax, gain)
+    ax.set(xlabel=label, ylabel="energy / impulse")
+
+
+def spectrum_limits(ax: Axes, gain: Tensor) -> None:
+    """A log axis of energies relative to an impulse: at least a factor of two either way, at most four decades."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    ax.set_yscale("log")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     low, high = float(gain[gain > 0].min()) if (gain > 0).any() else 1.0, max(float(gain.max()), 1.0)
     ax.set_ylim(max(min(low / 1.3, 0.5), high * 1e-4), max(high * 1.3, 2.0))
     ax.yaxis.set_major_locator(LogLocator(base=2, numticks=7))
     ax.yaxis.set_major_formatter("{x:.2g}")
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.set(xlabel=sae.basis.wavenumber_label, ylabel="energy / impulse")
-    if len(indices) > 1:
-        figure.legend(loc="outside right upper", fontsize=7, frameon=False, labelcolor=INK)
-    return figure
 
 
 def _spectra_map(spectra: AtomSpectra, label: str, indices: list[int]) -> Figure:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,11 @@ class ColorScale:
         if 0 <= low <= 0.5 * high:
             low = 0.0
         return cls("viridis", low, high if high > low else low + 1.0)
+
+    @property
+    def contour_color(self) -> str:
+        """Of lines over a map with these colours."""
+        return "white" if self.cmap == "viridis" else "black"
 
     def css_gradient(self, n_stops: int = 9) -> str:
         """The colour map as a CSS gradient, from low to high."""
@@ -77,50 +83,67 @@ def draw_field(
         return None
     image = draw_image(axes, shown, basis, cmap=scale.cmap, vmin=scale.low, vmax=scale.high)
     if background is not None:
-        draw_contours(axes, background, "white" if scale.cmap == "viridis" else "black", basis)
+        draw_contours(axes, background, scale.contour_color, basis)
     return image
 
 
 def draw_image(axes: Axes, values: Tensor, basis: SpectralBasis | None, **style: Any) -> Any:
     """Draw values ``(rows, columns)``, one colour per cell of the grid."""
     axes.set(xticks=[], yticks=[])
-    colatitudes = _colatitudes(basis, values.shape)
-    if colatitudes is None:
+    pixels = pixels_of(values, basis).numpy()
+    if colatitudes_of(basis, values.shape) is None:
         ratio = values.shape[0] / values.shape[1] if len(values) > 1 else 0.3
-        return axes.imshow(values.numpy(), extent=(0, 1, 1, 0), aspect=ratio, interpolation="none", **style)
-    pixels = mollweide.pixels(values, colatitudes).numpy()
+        return axes.imshow(pixels, extent=(0, 1, 1, 0), aspect=ratio, interpolation="none", **style)
     image = axes.imshow(pixels, extent=mollweide.EXTENT, interpolation="none", **style)
     mollweide.draw_graticule(axes, GREY)
     axes.spines[:].set_visible(False)
     return image
 
 
+def pixels_of(values: Tensor, basis: SpectralBasis | None) -> Tensor:
+    """The image that shows values ``(rows, columns)``: a map of the globe on the sphere, the values themselves elsewhere."""
+    colatitudes = colatitudes_of(basis, values.shape)
+    return values if colatitudes is None else mollweide.pixels(values, colatitudes)
+
+
 def draw_contours(axes: Axes, field: Tensor, color: str, basis: SpectralBasis | None = None) -> None:
     """Contours of a field ``(*grid)`` of two or three dimensions over a map that :func:`draw_field` drew."""
     shown = plane(field).double()
-    levels = contour_levels(shown)
+    levels = contour_levels(shown, area_of(basis, shown))
     if not levels:
         return
-    colatitudes = _colatitudes(basis, shown.shape)
-    if colatitudes is None:
-        y, x = (torch.arange(n).add(0.5) / n for n in shown.shape)
-    else:
-        x, y, shown = mollweide.contour_grid(shown, colatitudes)
+    x, y, values = contour_grid(shown, basis)
     limits = axes.axis()
-    axes.contour(x.numpy(), y.numpy(), shown.numpy(), levels=levels, colors=color, linewidths=0.7, alpha=0.75)
+    axes.contour(x.numpy(), y.numpy(), values.numpy(), levels=levels, colors=color, linewidths=0.7, alpha=0.75)
     axes.axis(limits)
+
+
+def contour_grid(shown: Tensor, basis: SpectralBasis | None) -> tuple[Tensor, Tensor, Tensor]:
+    """x, y and value at the points ``(rows, columns)`` through which contours are drawn, in the coordinates of the map."""
+    colatitudes = colatitudes_of(basis, shown.shape)
+    if colatitudes is not None:
+        return mollweide.contour_grid(shown, colatitudes)
+    y, x = (torch.arange(n).add(0.5) / n for n in shown.shape)
+    return x, y, shown
+
+
+def area_of(basis: SpectralBasis | None, shown: Tensor) -> Tensor | None:
+    """Share of the sphere's area of each point of a map; None on other domains, where points count alike."""
+    if basis is None or colatitudes_of(basis, shown.shape) is None:
+        return None
+    return basis.quadrature(shown.shape, like=shown).expand(shown.shape)
 
 
 def aspect_of(shape: Sequence[int], basis: SpectralBasis | None = None) -> float:
     """Height over width of a field's picture."""
     if len(shape) == 1:
         return 0.6
-    if _colatitudes(basis, shape) is not None:
+    if colatitudes_of(basis, shape) is not None:
         return 0.5
     return min(max(shape[-2] / shape[-1], 0.25), 4.0)
 
 
-def _colatitudes(basis: SpectralBasis | None, shape: Sequence[int]) -> Tensor | None:
+def colatitudes_of(basis: SpectralBasis | None, shape: Sequence[int]) -> Tensor | None:
     """Of the rows of a grid on the sphere; None on other domains."""
     return None if basis is None or len(shape) != 2 else basis.colatitudes(shape[0])
 
@@ -137,12 +160,19 @@ def _draw_line(axes: Axes, shown: Tensor, scale: ColorScale, background: Tensor 
     axes.set(xlim=(0, 1), ylim=(scale.low - margin, scale.high + margin), xticks=[0, 0.5, 1])
 
 
-def contour_levels(field: Tensor) -> list[float]:
-    """Contour levels: between the values of a piecewise constant field, else the quartiles of its values."""
-    values = field.double().flatten().unique()  # type: ignore[no-untyped-call]
+def contour_levels(field: Tensor, area: Tensor | None = None) -> list[float]:
+    """Contour levels: between the values of a piecewise constant field, else the quartiles of its values over the domain, to
+    which each point adds its `area` (by default all the same)."""
+    flat = field.double().flatten()
+    values = flat.unique()  # type: ignore[no-untyped-call]
     if len(values) <= 4:
         return [float(level) for level in (values[1:] + values[:-1]) / 2]
-    return sorted(set(torch.quantile(values, values.new_tensor([0.25, 0.5, 0.75])).tolist()))
+    weights = torch.ones_like(flat) if area is None else area.to(flat).flatten()
+    order = flat.argsort()
+    # Each value stands in the middle of its own share of the area.
+    share = weights[order].cumsum(0) - weights[order] / 2
+    quartiles = np.interp([0.25, 0.5, 0.75], (share / weights.sum()).numpy(), flat[order].numpy())
+    return sorted({float(level) for level in quartiles})
 
 
 def subplots(n_rows: int, n_columns: int, width: float = 2.0, height: float = 2.0, aspect: float = 1.0) -> tuple[Figure, Any]:

@@ -1,8 +1,10 @@
-"""Figures of fields, codes and atoms: pure functions from tensors to matplotlib figures, those of :mod:`.curves` among them.
+"""Figures for papers, notebooks and the report: pure functions from tensors and tables to matplotlib figures.
 
-Figures belong to no pyplot state; show one in a notebook or call ``figure.savefig``. Grids of one dimension
-are drawn as lines, of two as maps (first axis downwards), of three as the middle slice of the first axis. On a sphere maps
-are of the globe, in an equal-area projection (:mod:`.mollweide`).
+Here are those of fields, codes and atoms; those of one concept (:mod:`.portrait`), of numbers (:mod:`.curves`), of tables
+(:mod:`.findings`) and of errors of rollouts (:mod:`.rollouts`) are offered under the same roof. Figures belong to no pyplot
+state; show one in a notebook or call ``figure.savefig("name.pdf")``, where all but the pixels of maps stays vectors. Grids of
+one dimension are drawn as lines, of two as maps (first axis downwards), of three as the middle slice of the first axis. On a
+sphere maps are of the globe, in an equal-area projection (:mod:`.mollweide`).
 Positive quantities get viridis, signed ones RdBu_r centred at zero, lines and concepts the Okabe-Ito colours.
 """
 
@@ -33,12 +35,10 @@ from .drawing import (
     slice_note,
     subplots,
 )
-from .summaries import (
-    code_of,
-    dominant_concepts,
-    has_pointwise_part,
-    leading_components,
-)
+from .findings import conservation_figure, dose_response_figure, fve_figure, probes_figure, probes_map_figure, stability_figure
+from .portrait import concept_figure
+from .rollouts import rollout_figure
+from .summaries import code_of, dominant_concepts, has_pointwise_part, leading_components
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,13 +46,21 @@ if TYPE_CHECKING:
 __all__ = [
     "atoms_figure",
     "code_maps_figure",
+    "concept_figure",
+    "conservation_figure",
     "dominance_figure",
+    "dose_response_figure",
     "field_image",
     "fields_figure",
+    "fve_figure",
     "history_figure",
+    "probes_figure",
+    "probes_map_figure",
     "reconstruction_figure",
     "resolution_figure",
+    "rollout_figure",
     "spectra_figure",
+    "stability_figure",
     "usage_figure",
 ]
 
@@ -116,7 +124,12 @@ def _one_channel(title: str, values: Tensor, n_dim: int) -> tuple[Tensor, str]:
 
 
 def code_maps_figure(
-    codes: ConceptCodes, concepts: Sequence[int], samples: Sequence[int], background: Tensor | None = None
+    codes: ConceptCodes,
+    concepts: Sequence[int],
+    samples: Sequence[int],
+    background: Tensor | None = None,
+    *,
+    numbers: Sequence[int] | None = None,
 ) -> Figure:
     """Where concepts are expressed: one row per concept, one column per sample, one colour scale per row.
 
@@ -128,19 +141,21 @@ def code_maps_figure(
         What to show.
     background : Tensor, optional
         ``(n_samples, *grid)`` or ``(n_samples, channels, *grid)`` on any grid: contours of its first channel.
+    numbers : sequence of int, optional
+        What the samples shown are called, where the codes are of samples chosen from a set: their numbers in it.
     """
     n_dim = len(codes.grid)
     figure, axes = subplots(len(concepts), len(samples), 1.75, 1.7, aspect_of(codes.grid, codes.basis))
     for row, concept in zip(axes, concepts, strict=True):
         maps = [code_of(codes, concept, sample) for sample in samples]
         scale = ColorScale.of(*(m if m is not None else torch.zeros(codes.grid) for m in maps))
-        for ax, sample, values in zip(row, samples, maps, strict=True):
+        for ax, sample, name, values in zip(row, samples, numbers or samples, maps, strict=True):
             over = None if background is None else _first_channel(background[sample], n_dim)
             image = draw_field(ax, values if values is not None else torch.zeros(codes.grid), scale, codes.basis, over)
             if values is None:
                 ax.text(0.5, 0.5, "off", color="white", ha="center", va="center", transform=ax.transAxes)
             if ax in axes[0]:
-                ax.set_title(f"sample {sample}")
+                ax.set_title(f"sample {name}")
         row[0].set_ylabel(f"concept {concept}")
         color_bar(figure, image, list(row), "code")
     if n_dim == 3:
@@ -248,10 +263,12 @@ def dominance_figure(
     concepts: Sequence[int],
     samples: Sequence[int],
     background: Tensor | None = None,
+    *,
+    numbers: Sequence[int] | None = None,
 ) -> Figure:
     """Which concept writes most at each point: seven in colours, all others in grey, none in white.
 
-    Strength is the code's absolute value times the norm of the concept's kernel. `background` as in
+    Strength is the code's absolute value times the norm of the concept's kernel. `background` and `numbers` as in
     :func:`code_maps_figure`.
     """
     from matplotlib.colors import ListedColormap
@@ -261,12 +278,12 @@ def dominance_figure(
     n_dim, basis = len(codes.grid), codes.basis
     colors = ListedColormap(["white", *PALETTE[: len(named)], GREY])
     figure, axes = subplots(1, len(samples), 2.1, 2.3, aspect_of(codes.grid, basis))
-    for ax, sample in zip(axes[0], samples, strict=True):
+    for ax, sample, name in zip(axes[0], samples, numbers or samples, strict=True):
         classes = plane(dominant_concepts(codes, sae, named, sample)).double()
         draw_image(ax, torch.atleast_2d(classes), basis, cmap=colors, vmin=-1.5, vmax=len(named) + 0.5)
         if background is not None and n_dim > 1:
             draw_contours(ax, _first_channel(background[sample], n_dim), "black", basis)
-        ax.set_title(f"sample {sample}" + slice_note(n_dim))
+        ax.set_title(f"sample {name}" + slice_note(n_dim))
     entries = [(color, f"concept {c}") for color, c in zip(PALETTE, named, strict=False)]
     handles = [Patch(facecolor=color, label=label) for color, label in [*entries, (GREY, "any other")]]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False, labelcolor=INK)

@@ -103,7 +103,7 @@ def match_atoms(
     if alive is not None and alive.shape != learned.shape[:1]:
         raise ValueError(f"alive has one entry per learned atom, ({len(learned)},), got {tuple(alive.shape)}")
     index = torch.arange(len(learned)) if alive is None else alive.cpu().nonzero()[:, 0]
-    cosines, places = _cosines(learned[index.to(learned.device)], true, basis, signed, translate)
+    cosines, places = pair_cosines(learned[index.to(learned.device)], true, basis, signed, translate)
     rows, columns = (torch.from_numpy(found) for found in linear_sum_assignment(cosines.numpy(), maximize=True))
     cosine = torch.zeros(len(true), dtype=torch.float64).index_copy(0, columns, cosines[rows, columns])
     assigned = torch.full((len(true),), -1).index_copy(0, columns, index[rows])
@@ -114,7 +114,7 @@ def match_atoms(
     return Matching(cosine, assigned, shift)
 
 
-def _cosines(learned: Tensor, true: Tensor, basis: SpectralBasis, signed: bool, translate: bool) -> tuple[Tensor, Tensor]:
+def pair_cosines(learned: Tensor, true: Tensor, basis: SpectralBasis, signed: bool, translate: bool) -> tuple[Tensor, Tensor]:
     """Largest cosines ``(p, q)`` over the translations, and the flat index of the grid point that gives each."""
     grid = tuple(true.shape[2:])
     measure = basis.quadrature(grid, like=true.double()).sqrt()

@@ -1,41 +1,34 @@
-"""The parts of a report's page: figures as SVG, cards and rows of concepts, numbers as people read them."""
+"""The parts of a report's page: facts, rows of concepts, overview figures, numbers as people read them."""
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from markupsafe import Markup, escape
 from torch import Tensor
 
 from ..attach.capture import eval_mode
 from ..codes import ConceptCodes
 from ..models.base import SAE
 from . import figures
-from .drawing import INK, PALETTE, ColorScale, aspect_of
-from .summaries import (
-    ConceptSummary,
-    atom_spectra,
-    code_of,
-    codes_of_samples,
-    has_pointwise_part,
-    leading_components,
-    rank_energy,
-    strongest_concepts,
-)
+from .drawing import PALETTE, aspect_of
+from .evidence import Evidence
+from .findings import fve_figure, probes_map_figure, stability_figure
+from .summaries import ConceptSummary, atom_spectra, codes_of_samples, rank_energy, strongest_concepts
+from .svg import inline_svg
+from .tradeoff import fve_by_k, k_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_ROWS = 4096
 _CHUNK = 256
+_COLUMNS = 48  # concepts in overview figures
+_TRADEOFF_SAMPLES = 32
 _WIDE = 9.0  # inches; wider figures get the page's full width
 
 
@@ -55,50 +48,6 @@ def number(value: Any) -> str:
     return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _svg(figure: Figure, *, transparent: bool = True) -> str:
-    import matplotlib
-
-    buffer = io.StringIO()
-    # A fixed salt and no date: the same figure is the same text.
-    settings: dict[Any, Any] = {"svg.hashsalt": "neuralop_sae", "svg.fonttype": "none", "savefig.dpi": 110}
-    with matplotlib.rc_context(settings):
-        figure.savefig(buffer, format="svg", transparent=transparent, metadata={"Date": None, "Creator": None})
-    # Hundredths of a point are enough for lines.
-    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), buffer.getvalue())
-    return re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
-
-
-def inline_svg(figure: Figure, alt: str, prefix: str) -> Markup:
-    """A figure as an SVG element whose text takes the colour of the page around it.
-
-    Parameters
-    ----------
-    figure : Figure
-        The figure, in the ink of this package.
-    alt : str
-        What it shows, for those who cannot see it.
-    prefix : str
-        Put before all ids, which must be unique in the page.
-    """
-    text = _svg(figure).replace(INK, "currentColor")
-    # Matplotlib names every group, and equal images alike; only what is referred to needs its id.
-    needed = set(re.findall(r'(?:url\(|href=")#([^)"]+)', text))
-    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in needed else "", text)
-    text = re.sub(r'(url\(|href=")#', rf"\1#{prefix}-", text)
-    width = re.search(r'<svg[^>]*?width="([\d.]+)pt"', text)
-    assert width is not None
-    text = re.sub(r'(<svg[^>]*?) width="[\d.]+pt"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[\d.]+pt"', r"\1", text, count=1)
-    size = f'style="width:{float(width[1]) * 4 / 3:.0f}px"'
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}" {size}', 1))
-
-
-def data_uri(figure: Figure) -> str:
-    """A figure as a data URI for an ``img``."""
-    encoded = base64.b64encode(_svg(figure).encode()).decode()
-    return f"data:image/svg+xml;base64,{encoded}"
-
-
 @dataclass
 class Page:
     """Makes the parts of the page that come from tensors.
@@ -109,16 +58,19 @@ class Page:
         As for :func:`neuralop_sae.analysis.report.report`.
     summary : ConceptSummary
         Of these activations.
+    evidence : Evidence
+        What else is known of concepts.
     labels : dict of int to str
         Names of concepts.
     n_concepts, n_samples, batch_size : int
-        Cards, maps on each, samples per forward pass.
+        Cards, samples in overview figures, samples per forward pass.
     """
 
     sae: SAE
     activations: Tensor
     inputs: Tensor | None
     summary: ConceptSummary
+    evidence: Evidence
     labels: Mapping[int, str]
     n_concepts: int
     n_samples: int
@@ -165,6 +117,8 @@ class Page:
         order = rank_energy(self.summary.energy, min(self.sae.n_concepts, _MAX_ROWS))[0]
         parts = [atom_spectra(self.sae, chunk).dominant() for chunk in order.split(_CHUNK)]
         largest = float(self.summary.share.max()) or 1.0
+        shown = set(self.shown)
+        follows, effects = self.evidence.follows(), self.evidence.first_effects()
         return [
             {
                 "index": c,
@@ -174,79 +128,28 @@ class Page:
                 "area": float(self.summary.area[c]),
                 "kernel_norm": float(self.summary.kernel_norm[c]),
                 "wavenumber": int(k),
+                "follows": follows.get(c),
+                "effect": effects.get(c),
+                "stability": self.evidence.stability.get(c),
+                "stability_label": self.evidence.stability_label(c),
                 "label": self.labels.get(c, ""),
-                "has_card": c in self.shown,
+                "has_card": c in shown,
             }
             for c, k in zip(order.tolist(), torch.cat(parts).tolist(), strict=True)
         ]
 
-    def _background(self, sample: int) -> Tensor | None:
-        return None if self.inputs is None else self.inputs[sample, 0]
-
-    @cached_property
-    def _strongest(self) -> tuple[list[int], ConceptCodes | None]:
-        """The samples on any card, and in this order the codes in them of the concepts that have a card."""
-        on = self.summary.norms[self.shown] > 0
-        samples = sorted(set(self.summary.samples[self.shown][on].tolist()))
-        if not samples:
-            return [], None
-        concepts = torch.tensor(self.shown)
-        return samples, codes_of_samples(self.sae, self.activations, samples, concepts=concepts, batch_size=self.batch_size)
-
-    def cards(self) -> Iterator[dict[str, Any]]:
-        """One card per shown concept, strongest first."""
-        if not self.shown:
-            return
-        rows = {row["index"]: row for row in self.rows}
-        atoms, held = leading_components(self.sae, self.shown, self.grid)
-        rests = (
-            leading_components(self.sae, self.shown, self.grid, pointwise=False)[0] if has_pointwise_part(self.sae) else None
-        )
-        for position, (concept, atom, share) in enumerate(zip(self.shown, atoms, held.tolist(), strict=True)):
-            peak = float(atom.abs().max()) or 1.0
-            spectrum = figures.spectra_figure(self.sae, [concept])
-            yield {
-                **rows[concept],
-                "atom": data_uri(figures.field_image(atom, ColorScale("RdBu_r", -peak, peak), self.sae.basis)),
-                "atom_share": share,
-                "atom_peak": peak,
-                **({} if rests is None else self._rest(rests[position])),
-                "spectrum": inline_svg(spectrum, f"Energy spectrum of the atom of concept {concept}", f"spectrum-{concept}"),
-                **self._maps(concept),
-            }
-
-    def _rest(self, rest: Tensor) -> dict[str, Any]:
-        peak = float(rest.abs().max()) or 1.0
-        image = figures.field_image(rest, ColorScale("RdBu_r", -peak, peak), self.sae.basis)
-        return {"rest": data_uri(image), "rest_peak": peak}
-
-    def _maps(self, concept: int) -> dict[str, Any]:
-        samples, codes = self._strongest
-        norms = self.summary.norms[concept]
-        chosen = self.summary.samples[concept][norms > 0].tolist()
-        assert codes is not None
-        found = [code_of(codes, concept, samples.index(sample)) for sample in chosen]
-        maps = [torch.zeros(codes.grid) if code is None else code for code in found]
-        scale = ColorScale.of(*maps)
-        return {
-            "low": scale.low,
-            "high": scale.high,
-            "gradient": scale.css_gradient(),
-            "maps": [
-                {
-                    "sample": sample,
-                    "norm": float(norm),
-                    "image": data_uri(figures.field_image(code, scale, codes.basis, self._background(sample))),
-                }
-                for sample, norm, code in zip(chosen, norms.tolist(), maps, strict=False)
-            ],
-        }
-
     def overview(
-        self, history: Sequence[Mapping[str, Any]] | None, high_resolution: Tensor | None
+        self,
+        history: Sequence[Mapping[str, Any]] | None,
+        high_resolution: Tensor | None,
+        fve: Mapping[int, float] | None,
     ) -> Iterator[dict[str, Any]]:
         """Figures with title and caption."""
-        for key, title, caption, figure in self._overview_figures(history, high_resolution):
+        for key, title, caption, figure in (
+            *self._overview_figures(history, high_resolution),
+            *self._tradeoff(fve),
+            *self._findings(),
+        ):
             svg = inline_svg(figure, f"{title}. {caption}", f"overview-{key}")
             yield {"key": key, "title": title, "caption": caption, "svg": svg, "wide": figure.get_figwidth() > _WIDE}
 
@@ -269,7 +172,7 @@ class Page:
         yield "usage", "How the dictionary is used", _USAGE, figure
         if len(self.shown) > 1:
             caption = _SPECTRA.format(basis.wavenumber_label)
-            yield "spectra", "What concepts do to scales", caption, figures.spectra_figure(self.sae, self.shown)
+            yield "spectra", "What concepts do to scales", caption, figures.spectra_figure(self.sae, self.shown[:_COLUMNS])
         figure = figures.reconstruction_figure(x, rebuilt, basis=basis)
         yield "channels", "Channel by channel", "Sample 0, the channels that vary most.", figure
         if high_resolution is not None and self.shown:
@@ -285,6 +188,24 @@ class Page:
                 )
         if history:
             yield "history", "Training", "Quantities logged during training.", figures.history_figure(history)
+
+    def _tradeoff(self, fve: Mapping[int, float] | None) -> Iterator[tuple[str, str, str, Figure]]:
+        rule, counted = k_of(self.sae)
+        caption = _TRADEOFF_GIVEN
+        if fve is None and rule is not None and self.shown:
+            fve = fve_by_k(self.sae, self.activations[:_TRADEOFF_SAMPLES], batch_size=self.batch_size)
+            caption = _TRADEOFF.format(min(len(self.activations), _TRADEOFF_SAMPLES))
+        if fve:
+            own = None if rule is None else rule.k
+            yield "tradeoff", "What sparsity costs", caption, fve_figure(fve, own=own, counted=counted or "k")
+
+    def _findings(self) -> Iterator[tuple[str, str, str, Figure]]:
+        if self.evidence.probes is not None and self.shown:
+            figure = probes_map_figure(self.evidence.probes, self.shown[:_COLUMNS])
+            yield "physics", "What physics concepts follow", _PHYSICS, figure
+        if self.evidence.stability:
+            figure = stability_figure(torch.tensor(list(self.evidence.stability.values())))
+            yield "stability", "What another run finds again", _STABILITY, figure
 
     @torch.no_grad()
     def _first_samples(self) -> tuple[Tensor, Tensor, ConceptCodes]:
@@ -303,3 +224,12 @@ _SPECTRA = (
     "that scale."
 )
 _RESOLUTION = "Sample 0 on two grids, and value against value: on the diagonal, resolution does not matter."
+_TRADEOFF = (
+    "Variance explained in the first {} samples when more or fewer concepts may be on than the model was trained for, without "
+    "training it again. The model's own k is ringed."
+)
+_TRADEOFF_GIVEN = "Variance explained against the number of concepts that may be on; the model's own k is ringed."
+_PHYSICS = (
+    "Correlations of codes with quantities, at the lag where each is closest; crosses are not told from chance (q above 0.05)."
+)
+_STABILITY = "Cosine of each atom with the one matched to it in another run: 1 is found again."

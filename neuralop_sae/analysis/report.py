@@ -9,14 +9,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
 from ..checkpoint import write_atomically
 from ..models.base import SAE
+from .cards import Cards
+from .causal import CausalTest
 from .drawing import ColorScale
+from .evidence import Evidence
 from .glossary import flatten, metric_groups
 from .page import Page, number, percent
+from .pictures import graticule
 from .summaries import summarize
 
 _PACKAGES = ("neuralop_sae", "neuraloperator", "torch", "matplotlib")
@@ -34,6 +39,10 @@ def report(
     model_card: Mapping[str, Any] | None = None,
     high_resolution: Tensor | None = None,
     labels: Mapping[int, str] | None = None,
+    probes: pd.DataFrame | None = None,
+    effects: CausalTest | pd.DataFrame | None = None,
+    stability: SAE | Mapping[int, float] | Tensor | None = None,
+    fve_by_k: Mapping[int, float] | None = None,
     n_concepts: int = 24,
     n_samples: int = 4,
     batch_size: int = 16,
@@ -41,7 +50,8 @@ def report(
     """Write what an SAE found as one self-contained HTML file.
 
     The page holds key figures, overview figures, a table of all concepts that can be searched and sorted, and
-    a card for each of the strongest. It needs no network and is the same for the same arguments.
+    a card for each of the strongest: atom, spectrum, codes in the samples that use it most, neighbours, and, where they are
+    given, physics, effects and stability. It needs no network and is the same for the same arguments.
 
     Parameters
     ----------
@@ -66,11 +76,20 @@ def report(
         ``(n, channels, *finer_grid)``, activations of the first n samples on a finer grid.
     labels : mapping of int to str, optional
         Names that people gave to concepts.
+    probes : pandas.DataFrame, optional
+        What :func:`~neuralop_sae.probe` returns: physics on the cards, with intervals, and in the table.
+    effects : CausalTest or pandas.DataFrame, optional
+        What :func:`~neuralop_sae.causal_test` returns, or its table of effects.
+    stability : SAE, mapping of int to float or Tensor, optional
+        An autoencoder from another seed, or matched cosines by concept, as :func:`~neuralop_sae.stability` gives them.
+    fve_by_k : mapping of int to float, optional
+        Variance explained by k, say of models trained at each. By default :func:`~neuralop_sae.fve_by_k` of the first
+        samples, where the model's rules have a k.
 
     Other Parameters
     ----------------
     n_concepts, n_samples : int
-        Cards, at most, and maps on each.
+        Cards, at most, and maps on each. Pictures get coarser with their number: a page of 500 cards stays below 30 MB.
     batch_size : int
         Samples per forward pass.
 
@@ -92,9 +111,11 @@ def report(
     history = getattr(history, "rows", history)
     _check_fields(sae, activations, inputs, high_resolution)
     _check_plain(metrics, history, model_card, labels)
+    evidence = Evidence.of(sae, probes, effects, stability)
     target = _writable(Path(path))
     summary = summarize(sae, activations, n_samples=n_samples, batch_size=batch_size)
-    page = Page(sae, activations, inputs, summary, dict(labels or {}), n_concepts, n_samples, batch_size)
+    page = Page(sae, activations, inputs, summary, evidence, dict(labels or {}), n_concepts, n_samples, batch_size)
+    cards = Cards(sae, activations, inputs, summary, evidence, page.shown, batch_size)
     text = (
         _environment()
         .get_template("report.html.j2")
@@ -102,10 +123,14 @@ def report(
             title=title,
             facts=page.facts(),
             groups=metric_groups(summary.metrics if metrics is None else metrics),
-            overview=list(page.overview(history, high_resolution)),
+            overview=list(page.overview(history, high_resolution, fve_by_k)),
             rows=page.rows,
             n_concepts=sae.n_concepts,
-            cards=list(page.cards()),
+            cards=list(cards),
+            spectrum_axes=cards.spectra[0],
+            outlines=cards.contours,
+            graticule=graticule(),
+            evidence=evidence,
             contours=inputs is not None,
             aspect=page.aspect,
             on_sphere=sae.basis.colatitudes(page.grid[0]) is not None,

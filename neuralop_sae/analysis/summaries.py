@@ -179,6 +179,8 @@ class ConceptSummary:
     samples, norms : Tensor
         ``(n_concepts, n)``: the samples with the largest code norm, strongest first, and these norms; zero
         where a concept is on in fewer samples.
+    on : Tensor
+        Boolean ``(N, n_concepts)``: whether a concept is on in a sample.
     metrics : dict of str to float
         ``fve``, ``relative_l2``, ``l0``, ``l0_local``, ``dead_fraction``, ``c90`` over the same activations.
     """
@@ -190,6 +192,7 @@ class ConceptSummary:
     kernel_norm: Tensor
     samples: Tensor
     norms: Tensor
+    on: Tensor
     metrics: dict[str, float]
 
 
@@ -202,6 +205,7 @@ def summarize(sae: SAE, activations: Tensor, *, n_samples: int = 4, batch_size: 
     p, fields = sae.n_concepts, FieldStatistics()
     square, count, area = (torch.zeros(p, dtype=torch.float64) for _ in range(3))
     samples, norms = torch.zeros(p, 0, dtype=torch.int64), torch.zeros(p, 0, dtype=torch.float64)
+    on = torch.zeros(len(activations), p, dtype=torch.bool)
     with eval_mode(sae):
         for first in range(0, len(activations), batch_size):
             x = activations[first : first + batch_size].to(sae.mean.device)
@@ -214,6 +218,7 @@ def summarize(sae: SAE, activations: Tensor, *, n_samples: int = 4, batch_size: 
             area.index_add_(0, codes.concept, expressed_area(codes))
             table = torch.zeros(codes.n_samples, p, dtype=torch.float64)
             table[codes.sample, codes.concept] = norm
+            on[first : first + len(table)] = table > 0
             norms, order = torch.cat([norms, table.T], 1).topk(min(n_samples, norms.shape[1] + len(table)), 1)
             index = torch.arange(first, first + len(table)).expand(p, -1)
             samples = torch.cat([samples, index], 1).gather(1, order)
@@ -228,7 +233,7 @@ def summarize(sae: SAE, activations: Tensor, *, n_samples: int = 4, batch_size: 
         "c90": float(energy_quantile_count(energy)),
     }
     share = energy / energy.sum().clamp_min(torch.finfo(energy.dtype).tiny)
-    return ConceptSummary(energy, share, count / n, area / count.clamp_min(1), kernel_norm, samples, norms, metrics)
+    return ConceptSummary(energy, share, count / n, area / count.clamp_min(1), kernel_norm, samples, norms, on, metrics)
 
 
 def expressed_area(codes: ConceptCodes) -> Tensor:

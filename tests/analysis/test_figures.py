@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from neuralop_sae.analysis import figures, mollweide, summaries
-from neuralop_sae.analysis.drawing import ColorScale, contour_levels, plane
+from neuralop_sae.analysis.drawing import ColorScale, area_of, contour_levels, plane
 from neuralop_sae.codes import ConceptCodes
 from neuralop_sae.layers.concept_rules import TopK
 from neuralop_sae.layers.domain_rules import Rectify
 from neuralop_sae.layers.fourier import FourierBasis
+from neuralop_sae.layers.spherical import SphericalBasis
 from neuralop_sae.models import SAEFNO, SAESFNO
 
 
@@ -119,6 +120,10 @@ def test_code_maps_are_the_codes_and_share_a_scale_within_a_row(codes: ConceptCo
     assert axes[0].get_ylabel() == f"concept {concepts[0]}"
     assert axes[1].get_title() == "sample 3"
     assert axes[0].collections, "no contours of the background"
+    named = figures.code_maps_figure(codes, concepts, [0, 3], numbers=[12, 45])
+    assert [ax.get_title() for ax in named.axes[:2]] == ["sample 12", "sample 45"]
+    of_concepts = figures.dominance_figure(codes, make_sae(), concepts, [0, 3], numbers=[12, 45])
+    assert [ax.get_title() for ax in of_concepts.axes] == ["sample 12", "sample 45"]
 
 
 def test_reconstruction_shares_scales(fields: Tensor) -> None:
@@ -201,6 +206,8 @@ def test_color_scales_and_contours() -> None:
     assert ColorScale.of(torch.zeros(3)) == ColorScale("viridis", 0.0, 1.0)
     assert contour_levels(torch.tensor([3.0, 12.0, 3.0])) == [7.5]
     assert contour_levels(torch.ones(4)) == []
+    quartiles = contour_levels(torch.arange(1001.0).flip(0))
+    assert quartiles == pytest.approx([250.0, 500.0, 750.0], abs=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +264,14 @@ def test_fields_on_the_sphere_are_maps_of_the_globe(sphere: SAESFNO, globes: Ten
         assert figure.axes[0].images[0].get_extent() == list(mollweide.EXTENT)
     lines = [len(figure.axes[0].collections) for figure, _ in shown]
     assert lines[0] == lines[4] == lines[1] + 1, "no contours of the background"
+
+
+def test_contours_on_the_sphere_are_quartiles_of_its_area() -> None:
+    """A quarter of the sphere lies north of 30 degrees, where the sine of latitude is a half."""
+    basis = SphericalBasis((8, 16))
+    field = basis.colatitudes(181)[:, None].cos().expand(181, 360)
+    levels = contour_levels(field, area_of(basis, field))
+    assert levels == pytest.approx([-0.5, 0.0, 0.5], abs=0.01)
 
 
 def test_atoms_on_the_sphere_are_in_the_middle_of_the_map(sphere: SAESFNO) -> None:

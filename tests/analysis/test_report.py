@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -13,14 +15,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from neuralop_sae.analysis import mollweide
 from neuralop_sae.analysis.drawing import ColorScale
-from neuralop_sae.analysis.figures import field_image
 from neuralop_sae.analysis.glossary import metric_groups
-from neuralop_sae.analysis.page import data_uri, number, percent
+from neuralop_sae.analysis.page import number, percent
 from neuralop_sae.analysis.report import report
 from neuralop_sae.analysis.summaries import leading_components
 from neuralop_sae.layers import bases
@@ -32,6 +38,18 @@ from neuralop_sae.models import SAEFNO, SAEMLP, SAESFNO, FieldPCA, SAEPointwise
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
     None,
+)
+PROBES = pd.DataFrame(
+    [
+        (concept, quantity, "map", 0, r, r - 0.1, r + 0.1, q)
+        for concept in range(12)
+        for quantity, r, q in (("vorticity", 0.5, 0.01), ("strain", -0.8 + concept / 100, 0.02), ("chance", 0.85, 0.9))
+    ],
+    columns=["concept", "quantity", "kind", "lag", "correlation", "low", "high", "q_value"],
+)
+EFFECTS = pd.DataFrame(
+    [(c, "drag", dose, (1 - dose) * c / 8, -0.25, 2.5) for c in range(11) for dose in (0.0, 2.0)],
+    columns=["concept", "outcome", "dose", "effect", "low", "high"],
 )
 LABELS = {0: "edges <b>&\"'", 3: "smooth interior"}
 
@@ -59,6 +77,9 @@ def written(sae: SAEFNO, activations: Tensor, tmp_path_factory: pytest.TempPathF
         model_card={"seed": 7, "command": "a < b & c", "torch": "told by the card"},
         high_resolution=activations[:2].repeat_interleave(2, -1).repeat_interleave(2, -2),
         labels=LABELS,
+        probes=PROBES,
+        effects=EFFECTS,
+        stability={0: 0.95, 3: 0.75, 5: 0.2},
         n_concepts=3,
         n_samples=2,
         batch_size=3,
@@ -141,8 +162,19 @@ def test_cards_show_the_strongest_samples(sae: SAEFNO, activations: Tensor, writ
         assert re.findall(r"sample \d+, norm [\d.e-]+", card) == expected[:2]
         maps = [codes.of(int(concept))[codes.sample[rows][i]] for i in at[:2]]
         background = activations[codes.sample[rows][at[0]], 0].sign()
-        image = field_image(maps[0], ColorScale.of(*maps), codes.basis, background)
-        assert data_uri(image) in card
+        scale = ColorScale.of(*maps)
+        drawn = pixels(re.findall(r'src="(data:image/png[^"]*)" alt="Code', card)[0])
+        share = (maps[0].double() - scale.low) / (scale.high - scale.low)
+        expected_colors = matplotlib.colormaps[scale.cmap](share.numpy())[..., :3]
+        assert drawn.shape == (10, 8, 4)
+        np.testing.assert_allclose(drawn[..., :3] / 255, expected_colors, atol=0.02)
+        jumps = len(background.unique()) > 1
+        assert (f'href="#outline-{codes.sample[rows][at[0]]}"' in card) == jumps
+
+
+def pixels(uri: str) -> np.ndarray:
+    """Of a PNG in a data URI, ``(rows, columns, 4)``."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGBA"))
 
 
 def test_page_is_self_contained_well_formed_and_escaped(written: Path) -> None:
@@ -154,7 +186,7 @@ def test_page_is_self_contained_well_formed_and_escaped(written: Path) -> None:
             assert attributes.get(key, "#").startswith(("#", "data:")), f"{tag} loads {attributes[key]}"
         if tag == "img":
             assert attributes["alt"]
-        if tag == "svg":
+        if tag == "svg" and attributes.get("aria-hidden") != "true":
             assert attributes["role"] == "img"
             assert attributes["aria-label"]
     ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
@@ -229,8 +261,13 @@ def test_a_page_of_globes(tmp_path: Path) -> None:
     assert 'id="overview-spectra"' in text
     assert "cycles per domain" not in text
     atom = leading_components(sae, [int(Outline(text).rows()[0]["data-index"])], (9, 16))[0][0]
-    peak = float(atom.abs().max())
-    assert data_uri(field_image(atom, ColorScale("RdBu_r", -peak, peak), sae.basis)) in text
+    drawn = pixels(re.findall(r'src="(data:image/png[^"]*)" alt="Atom', text)[0])
+    shown = mollweide.pixels(atom, sae.basis.colatitudes(9), len(drawn))
+    off = shown.isnan().numpy()
+    assert ((drawn[..., 3] == 0) == off).all()
+    colors = matplotlib.colormaps["RdBu_r"]((shown / atom.abs().max() / 2 + 0.5).numpy())[..., :3]
+    np.testing.assert_allclose(drawn[~off, :3] / 255, colors[~off], atol=0.03)
+    assert 'href="#graticule"' in text
     rows = {int(row["data-index"]): row for row in Outline(text).rows()}
     quadrature = sae.basis.quadrature((9, 16), like=x.double())
     sae.eval()
@@ -240,6 +277,52 @@ def test_a_page_of_globes(tmp_path: Path) -> None:
     for concept, row in rows.items():
         on = covered[:, concept] > 0
         assert float(row["data-area"]) == pytest.approx(float(covered[on, concept].mean()) if on.any() else 0.0)
+
+
+def test_physics_effects_and_stability(written: Path) -> None:
+    text = written.read_text(encoding="utf-8")
+    for row in Outline(text).rows():
+        concept = int(row["data-index"])
+        assert float(row["data-follows"]) == pytest.approx(0.8 - concept / 100), "not the closest that is a finding"
+        assert ("data-effect" in row) == (concept < 11)
+        assert concept == 11 or float(row["data-effect"]) == pytest.approx(concept / 8)
+        assert ("data-stability" in row) == (concept in (0, 3, 5))
+    for concept, word in ((0, "stable"), (3, "similar"), (5, "unstable")):
+        assert re.search(rf'data-index="{concept}".*?<td>{word} <span', text)
+    for card in re.findall(r'<details open class="card".*?</details>', text, re.DOTALL):
+        concept = int(re.findall(r'id="concept-(\d+)"', card)[0])
+        assert re.findall(r'<th scope="row">(\w+)</th><td>([+-][\d.]+)</td>', card)[:3] == [
+            ("chance", "+0.85"),
+            ("strain", f"{concept / 100 - 0.8:+.2f}"),
+            ("vorticity", "+0.50"),
+        ]
+        assert card.count('class="finding"') == 2
+        assert "+0.40 to +0.60" in card
+        assert concept == 11 or f"<td>{number(concept / 8)}</td><td>-0.25 to 2.5</td>" in card
+        linked = re.findall(r'<a href="#concept-(\d+)">', card)
+        assert linked
+        assert str(concept) not in linked
+    for key in ("physics", "stability", "tradeoff"):
+        assert f'id="overview-{key}"' in text
+
+
+def test_many_cards_are_text_until_opened(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sae = SAEFNO(1, 30, (3, 3), concept_rule=TopK(30))
+    x = torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    page = report(sae, x, path=tmp_path / "r.html", inputs=x, n_concepts=30, n_samples=1)
+    outline = Outline(page.read_text(encoding="utf-8"))
+    cards = [attributes for tag, attributes in outline.tags if tag == "details" and attributes.get("class") == "card"]
+    stored = [attributes for tag, attributes in outline.tags if tag == "script" and attributes.get("type") == "text/html"]
+    assert len(cards) == 24 + len(stored)
+    assert stored
+    assert outline.open == []
+    if CHROMIUM is not None:
+        last = cards[-1]["id"]
+        document = browse(page, f"#{last}", tmp_path / "profile")
+        opened = document[document.index(f'id="{last}"') :]
+        assert "Most similar atoms" in opened[: opened.index("</details>")]
+        assert document.count('type="text/html"') == len(stored) - 1
 
 
 def test_a_page_of_a_box(written: Path) -> None:
@@ -330,6 +413,11 @@ def test_other_dimensions(n_dim: int, tmp_path: Path) -> None:
         ({"metrics": [1]}, TypeError, "metrics must be a mapping"),
         ({"history": {"loss": 1}}, TypeError, "history must be a sequence of mappings"),
         ({"n_concepts": 0}, ValueError, "n_concepts must be a positive int"),
+        ({"probes": {}}, TypeError, "probes must be what probe returns"),
+        ({"probes": pd.DataFrame({"concept": [0]})}, ValueError, "probes lacks the columns"),
+        ({"effects": EFFECTS.assign(concept=12)}, ValueError, "effects is about concepts"),
+        ({"stability": torch.ones(3)}, TypeError, "stability is another SAE"),
+        ({"stability": {12: 0.5}}, ValueError, "stability names concepts"),
         ({"sae": "my_sae"}, TypeError, "sae must be an SAE"),
     ],
 )
@@ -394,6 +482,13 @@ def test_search_and_sort_in_a_browser(written: Path, tmp_path: Path) -> None:
     assert all(("hidden" in row) == (row.get("class") == "dead") for row in rows)
     assert "Expand all cards" in document
     assert '<details open="" class="card"' not in document
+
+    document = browse(written, "?q=strain&sort=effect", tmp_path / "three")
+    found = Outline(document).rows()
+    assert all("hidden" not in row for row in found)
+    effects = [float(row["data-effect"]) for row in found if "data-effect" in row]
+    assert effects == sorted(effects, reverse=True)
+    assert "data-effect" not in found[-1]
 
     document = browse(written, "?q=smooth&sort=index", tmp_path / "two")
     visible = [row["data-index"] for row in Outline(document).rows() if "hidden" not in row]

@@ -1,0 +1,89 @@
+"""How concepts relate: whose atoms are alike, which are on together, and which another training run finds again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..layers.sparsity import DomainRule
+from ..models.base import SAE
+from ..models.mlp import SAEMLP
+from .matching import match_atoms, pair_cosines
+
+
+@torch.no_grad()
+def stability(sae: SAE, other: SAE) -> Tensor:
+    """How well each concept is found again by another training run: the cosine of its atom with the one matched to it.
+
+    Parameters
+    ----------
+    sae : SAE
+        Whose concepts are asked about.
+    other : SAE
+        Trained on the same activations, say from another seed; it may have more or fewer concepts.
+
+    Returns
+    -------
+    Tensor
+        ``(n_concepts,)``, float64: see :func:`~neuralop_sae.analysis.matching.match_atoms`; 0 where `other` has no concept
+        left. The best of many atoms is like many things: :func:`~neuralop_sae.analysis.matching.chance_cosine` tells how much.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `other` is no SAE, or of other channels or another domain.
+
+    Examples
+    --------
+    >>> import neuralop_sae as ns
+    >>> sae = ns.SAEFNO(in_channels=2, n_concepts=6, n_modes=(5, 5))
+    >>> stability(sae, sae).round(decimals=4).tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+    if not isinstance(other, SAE):
+        raise TypeError(f"stability compares with another SAE, got {type(other).__name__}; load one with neuralop_sae.load")
+    if other.in_channels != sae.in_channels or type(other.basis) is not type(sae.basis):
+        raise ValueError(
+            f"atoms are compared over the same channels and domain: this model has {sae.in_channels} channels on a "
+            f"{type(sae.basis).__name__}, the other {other.in_channels} on a {type(other.basis).__name__}"
+        )
+    grid = [max(sizes) for sizes in zip(sae.atom_grid, other.atom_grid, strict=True)]
+    atoms, others = (model.atoms(range(model.n_concepts), grid).cpu() for model in (sae, other))
+    return match_atoms(others, atoms, sae.basis, signed=_is_signed(sae), translate=_moves(sae)).cosine
+
+
+@torch.no_grad()
+def alike(sae: SAE, concepts: Sequence[int]) -> Tensor:
+    """Largest cosines of the atoms of n concepts over the translations, as :func:`stability` takes them: ``(n, n)``."""
+    atoms = sae.atoms(concepts, sae.atom_grid).cpu()
+    return pair_cosines(atoms, atoms, sae.basis, _is_signed(sae), _moves(sae))[0]
+
+
+def together(on: Tensor) -> Tensor:
+    """Of the samples in which either of two concepts is on, the share in which both are (Jaccard), from the boolean
+    ``(N, n)``: ``(n, n)``, zero where neither is."""
+    indicator = on.double()
+    both = indicator.T @ indicator
+    count = both.diagonal()
+    return both / (count[:, None] + count - both).clamp_min(1)
+
+
+def nearest(likeness: Tensor, concepts: Sequence[int], n: int = 5) -> dict[int, list[tuple[int, float]]]:
+    """For each of the concepts the n others most like it, from the likeness ``(p, p)`` between them; none of likeness zero."""
+    others = likeness.clone().fill_diagonal_(-torch.inf)
+    values, index = others.sort(dim=1, descending=True, stable=True)
+    return {
+        concept: [(concepts[i], v) for v, i in zip(row[:n], at, strict=False) if v > 0]
+        for concept, row, at in zip(concepts, values.tolist(), index.tolist(), strict=True)
+    }
+
+
+def _is_signed(sae: SAE) -> bool:
+    rule = getattr(sae, "domain_rule", None)
+    return not isinstance(rule, DomainRule) or rule.rectifies
+
+
+def _moves(sae: SAE) -> bool:
+    return not isinstance(sae, SAEMLP)

@@ -1,0 +1,49 @@
+"""Stability and neighbours against dictionaries whose relations are known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from neuralop_sae import SAEFNO, SAESFNO, TopK
+from neuralop_sae.analysis.relations import alike, nearest, stability, together
+
+
+def make(seed: int, n_concepts: int = 6) -> SAEFNO:
+    torch.manual_seed(seed)
+    return SAEFNO(2, n_concepts, (5, 5), concept_rule=TopK(2))
+
+
+def test_stability_is_one_for_concepts_that_come_again_in_another_order() -> None:
+    sae, other = make(0), make(0)
+    order = torch.tensor([3, 1, 0, 5, 4, 2])
+    atoms = other.atoms(range(6), other.atom_grid)
+    other.atoms = lambda concepts, shape: atoms[order][torch.as_tensor(concepts)]  # type: ignore[method-assign]
+    torch.testing.assert_close(stability(sae, other), torch.ones(6, dtype=torch.float64), atol=1e-5, rtol=0)
+    assert stability(sae, make(1)).max() < 0.99
+    assert (stability(sae, make(1, 4)) == 0).sum() == 2
+
+
+def test_what_cannot_be_compared() -> None:
+    with pytest.raises(TypeError, match="another SAE, got str"):
+        stability(make(0), "b")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the same channels and domain"):
+        stability(make(0), SAESFNO(2, 6, (4, 8), concept_rule=TopK(2)))
+
+
+def test_alike_is_symmetric_with_ones() -> None:
+    cosines = alike(make(0), [4, 0, 2])
+    torch.testing.assert_close(cosines, cosines.T, atol=1e-6, rtol=0)
+    torch.testing.assert_close(cosines.diagonal(), torch.ones(3, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_together_is_intersection_over_union() -> None:
+    on = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]]).bool()
+    expected = torch.tensor([[1, 2 / 3, 1 / 3, 0], [2 / 3, 1, 1 / 2, 0], [1 / 3, 1 / 2, 1, 0], [0, 0, 0, 0]]).double()
+    torch.testing.assert_close(together(on), expected, atol=1e-7, rtol=0)
+
+
+def test_nearest_leaves_out_itself_and_strangers() -> None:
+    likeness = torch.tensor([[1.0, 0.2, 0.7], [0.2, 1.0, 0.0], [0.7, 0.0, 1.0]])
+    found = nearest(likeness, [5, 9, 7], n=2)
+    assert {c: [other for other, _ in row] for c, row in found.items()} == {5: [7, 9], 9: [5], 7: [5]}
