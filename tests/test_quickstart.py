@@ -84,6 +84,7 @@ def test_its_models_load_and_give_its_numbers(run):
     assert float(error.mean()) == pytest.approx(metrics["fno_relative_l2"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(run, tmp_path):
     again = quickstart(tmp_path, TINY, cache_dir=run[0] / "data", progress=False, say=lambda line: None)
     assert {name: again[name] for name in NAMES[:-1]} == {name: run[1][name] for name in NAMES[:-1]}

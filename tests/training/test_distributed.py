@@ -110,6 +110,7 @@ def test_data_ranks_learn_what_one_process_learns(two, case):
     check_case(case, two[case])
 
 
+@pytest.mark.slow  # four processes
 @pytest.mark.parametrize("case", BOTH)
 def test_a_mesh_of_both_learns_what_one_process_learns(four, case):
     check_case(case, four[case])
@@ -306,6 +307,7 @@ def kill_one_of_two(acts, output, killed, *options):
 in_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers in /proc")
 
 
+@pytest.mark.slow
 @in_proc
 def test_one_process_goes_on_where_data_ranks_were_killed(large_acts, long, tmp_path):
     assert 2 <= kill_one_of_two(large_acts, tmp_path, 0) < N_STEPS
