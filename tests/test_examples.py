@@ -12,7 +12,6 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*/plot_*.py"))
-FAST = {"plot_first_sae"}
 LIMIT_SECONDS = 300
 RUNNER = """
 import json, runpy, sys
@@ -35,10 +34,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("examples")
 
 
-@pytest.mark.parametrize(
-    "script",
-    [pytest.param(script, marks=() if script.stem in FAST else pytest.mark.slow, id=name_of(script)) for script in SCRIPTS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
 def test_it_runs_and_draws(script, folder):
     environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONWARNINGS": "default"}
     command = [sys.executable, "-c", RUNNER, str(script)]
@@ -47,10 +44,6 @@ def test_it_runs_and_draws(script, folder):
     titles = json.loads(result.stdout.splitlines()[-1])
     assert titles, "the script left no figure open"
     assert all(titles), f"figures without a title: {[i for i, title in enumerate(titles) if not title]}"
-
-
-def test_the_fast_ones_are_there():
-    assert {script.stem for script in SCRIPTS} >= FAST
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)

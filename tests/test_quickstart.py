@@ -90,6 +90,7 @@ def test_the_same_seed_gives_the_same_numbers(run, tmp_path):
     assert {name: again[name] for name in NAMES[:-1]} == {name: run[1][name] for name in NAMES[:-1]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("NEURALOP_DATA" not in os.environ, reason="NEURALOP_DATA names no folder with neuralop's data")
 def test_neuralops_own_files(tmp_path):
     problem = TINY.model_copy(update={"sae_epochs": 1, "data_root": Path(os.environ["NEURALOP_DATA"])})

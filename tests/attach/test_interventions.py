@@ -387,6 +387,7 @@ def test_compiled_model_is_spliced() -> None:
 
 
 # Dynamo warns of its own about what it finds in neuralop's contractions.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_compiled_fno_is_spliced() -> None:
     model, sae, x = make_fno(), LinearSAE(), torch.randn(2, 1, 8, 8)

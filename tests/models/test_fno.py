@@ -182,7 +182,8 @@ def test_bad_factorisations(arguments: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of the compiler's own
-@pytest.mark.parametrize("factorization", [None, pytest.param("tucker", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("factorization", [None, "tucker"])
 def test_compiled_is_eager(factorization: str | None) -> None:
     sae = SAEFNO(3, 12, (5, 4), concept_rule=TopK(3), factorization=factorization, rank=0.5)
     x = torch.randn(2, 3, 8, 9)

@@ -315,6 +315,7 @@ def test_one_process_goes_on_where_data_ranks_were_killed(large_acts, long, tmp_
     check_equal(tmp_path, long)
 
 
+@pytest.mark.slow
 @in_proc
 def test_two_shards_go_on_where_one_process_stopped_and_one_where_they_were_killed(large_acts, long, interrupted):
     assert step_of(interrupted) == 4
