@@ -111,3 +111,9 @@ def usage_entropy(frequencies: Tensor) -> float:
     share = frequencies.double() / total
     entropy = -torch.special.xlogy(share, share).sum()
     return float(entropy / torch.log(torch.tensor(float(len(frequencies)))))
+
+
+def by_shell(power: Tensor, shells: Tensor) -> Tensor:
+    """Power ``(..., *modes)`` summed over the modes of each shell, ``(..., n_shells)``; `shells` ``(*modes)`` numbers them."""
+    flat = power.flatten(-shells.ndim)
+    return flat.new_zeros(*flat.shape[:-1], int(shells.max()) + 1).index_add(-1, shells.flatten(), flat)

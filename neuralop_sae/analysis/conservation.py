@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..layers.basis import SpectralBasis
+from ..metrics import by_shell
 from .inference import interval
 
 Density = Callable[[Tensor], Tensor]
@@ -123,9 +124,7 @@ def shell_energy(field: Tensor, basis: SpectralBasis) -> Tensor:
     band = basis.resolved_by(grid)
     coefficients = band.analysis(field)
     power = band.weights(grid, like=field) * coefficients.abs().square()
-    shells = band.wavenumbers().round().long().flatten().to(field.device)
-    empty = field.new_zeros(*field.shape[: -basis.n_dim], int(shells.max()) + 1)
-    return empty.index_add(-1, shells, power.flatten(-basis.n_dim))
+    return by_shell(power, band.wavenumbers().round().long().to(field.device))
 
 
 def _size(density: Density, states: Tensor) -> Tensor:

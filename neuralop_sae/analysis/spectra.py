@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..attach.capture import eval_mode
 from ..layers.basis import SpectralBasis
 from ..layers.fourier import FourierBasis
+from ..metrics import by_shell
 from ..models.base import SAE
 from .calculus import Calculus, PeriodicBox, WalledBox, calculus_of
 
@@ -107,7 +108,7 @@ class _Shapes:
         like = torch.zeros((), dtype=torch.float64)
         self._domain, self._basis = domain, basis.resolved_by(grid)
         self._number, width = _wavenumbers(self._basis, domain)
-        self._shell = (self._number / width).round().long().flatten()
+        self._shell = (self._number / width).round().long()
         self.wavenumber = torch.arange(int(self._shell.max()) + 1) * width
         self._weights = self._basis.weights(grid, like=like)
         self._measure = basis.quadrature(grid, like=like)
@@ -125,7 +126,6 @@ class _Shapes:
         """Add fields ``(n, *grid)`` of the concepts ``(n,)``."""
         values, axes = values.double(), tuple(range(1, values.ndim))
         power = self._weights * self._basis.analysis(values).abs().square()
-        shells = power.new_zeros(len(values), len(self.wavenumber)).index_add(1, self._shell, power.flatten(1))
         waves = power * (self._number > 0)
         slopes = self._domain.gradient(values)
         weighted = slopes * self._measure
@@ -134,7 +134,7 @@ class _Shapes:
         places = torch.einsum("np,mp->nm", density.flatten(1), self._places.flatten(1))
         spread = self._domain.centre(places / mass[:, None])[1]
         terms = {
-            "energy": shells,
+            "energy": by_shell(power, self._shell),
             "number": torch.stack([waves.sum(axes), (waves * self._number).sum(axes)], 1),
             "slope": torch.einsum("nip,njp->nij", weighted.flatten(2), slopes.flatten(2)),
             "place": torch.cat([mass[:, None], places], 1),

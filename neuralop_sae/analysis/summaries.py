@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..attach.capture import eval_mode
 from ..codes import ConceptCodes, concatenate
-from ..metrics import FieldStatistics, energy_quantile_count
+from ..metrics import FieldStatistics, by_shell, energy_quantile_count
 from ..models.base import SAE
 from ..models.spectral import SpectralSAE
 
@@ -134,17 +134,11 @@ def atom_spectra(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[int
     impulse = sae.basis.synthesis(sae.basis.impulse(like=written), shape)
     shells = basis.wavenumbers().round().long()
     energy, unit = (
-        _by_shell(basis.weights(shape, like=field) * basis.analysis(field).abs().square(), shells)
+        by_shell(basis.weights(shape, like=field) * basis.analysis(field).abs().square(), shells)
         for field in (written, impulse)
     )
     held = unit > 1e-9 * unit.max()
     return AtomSpectra(torch.arange(len(unit))[held], energy.sum(1)[:, held], unit[held])
-
-
-def _by_shell(power: Tensor, shells: Tensor) -> Tensor:
-    """``(..., *mode_shape)`` summed over each shell, ``(..., n_shells)``."""
-    flat = power.flatten(-shells.ndim)
-    return flat.new_zeros(*flat.shape[:-1], int(shells.max()) + 1).index_add(-1, shells.flatten(), flat)
 
 
 def code_of(codes: ConceptCodes, concept: int, sample: int) -> Tensor | None:
