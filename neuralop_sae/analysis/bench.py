@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attach.edits import steer
-from ..attach.inputs import call_model
+from ..attach.inputs import call_processed
 from ..attach.interventions import replace_activation
 from ..attach.rewrite import Edit, on_grid
 from ..codes import ConceptCodes
@@ -157,13 +157,8 @@ class Bench:
 def predict(model: nn.Module, inputs: Mapping[str, Any], data_processor: Any) -> Tensor:
     """Output ``(B, channels, *grid)`` of an operator for a batch, between the steps of neuralop's data processor. A batch
     without a target gets its input for one, which processors ask for."""
-    device = next(model.parameters()).device
-    if data_processor is None:
-        output: Tensor = call_model(model, inputs, device)
-        return output
-    sample = data_processor.preprocess({"y": inputs["x"], **inputs})
-    output, _ = data_processor.postprocess(call_model(model, sample, device), sample)
-    return output
+    batch = dict(inputs) if data_processor is None else {"y": inputs["x"], **inputs}
+    return call_processed(model, batch, data_processor)[0]
 
 
 def _added(change: Tensor, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..attach.capture import capture
 from ..attach.hooks import eval_mode
-from ..attach.inputs import call_model, iterate_batches, shared_arguments
+from ..attach.inputs import call_processed, iterate_batches, shared_arguments
 from ..attach.interventions import replace_activation, splice
 from ..layers.basis import SpectralBasis
 from ..metrics import loss_recovered
@@ -121,12 +121,6 @@ def _mean_loss(model: nn.Module, batches: list[dict[str, Any]], loss: Loss, data
 
 
 def _predictions(model: nn.Module, batches: list[dict[str, Any]], data_processor: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    device = next(model.parameters()).device
     for batch in batches:
-        sample = dict(batch)
-        if data_processor is not None:
-            sample = data_processor.preprocess(sample)
-        prediction = call_model(model, sample, device)
-        if data_processor is not None:
-            prediction, sample = data_processor.postprocess(prediction, sample)
+        prediction, sample = call_processed(model, dict(batch), data_processor)
         yield prediction, sample["y"].to(prediction.device)

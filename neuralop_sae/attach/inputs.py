@@ -243,3 +243,11 @@ def preprocessed(batch: dict[str, Any], data_processor: Any) -> dict[str, Any]:
     except KeyError as error:
         name, keys = type(data_processor).__name__, sorted(batch)
         raise ValueError(f"{name} needs the entry {error}; got the keys {keys}") from error
+
+
+def call_processed(model: Any, batch: dict[str, Any], data_processor: Any) -> tuple[Tensor, dict[str, Any]]:
+    """Output of a model for a batch, and the batch, as they leave neuralop's data processor, if there is one."""
+    if data_processor is not None:
+        batch = preprocessed(batch, data_processor)
+    output = call_model(model, batch, next(model.parameters()).device)
+    return (output, batch) if data_processor is None else data_processor.postprocess(output, batch)

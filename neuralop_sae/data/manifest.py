@@ -156,7 +156,7 @@ def model_digest(model: nn.Module) -> str:
 
 def _bytes(tensor: Tensor) -> memoryview:
     plain = tensor.detach().cpu().resolve_conj().contiguous().reshape(-1)
-    return memoryview(plain.view(torch.uint8).numpy())
+    return plain.view(torch.uint8).numpy().data
 
 
 def _digest(data: Mapping[str, Any]) -> str:
