@@ -78,6 +78,17 @@ def scripts(monkeypatch):
     return importlib.import_module
 
 
+def test_an_operator_that_was_kept_is_the_one_that_was_trained(scripts, tmp_path):
+    beds = scripts("beds")
+    small = {"hidden_channels": 4, "n_layers": 1, "operator_epochs": 1, "operator_modes": (4, 4), "block": 0}
+    problem = ns.quickstart.Darcy(n_train=20, n_test=2, resolutions=(8, 16), **small)
+    trained, kept = (beds.Bed.of(problem, tmp_path) for _ in range(2))
+    assert len(list(tmp_path.glob("operator_darcy_*.safetensors"))) == 1
+    for part in ("train", "tune", "test"):
+        torch.testing.assert_close(kept.activations[part], trained.activations[part], rtol=0, atol=0)
+    assert not torch.equal(trained.randomised().activations["test"], trained.activations["test"])
+
+
 def test_a_sign_for_each_odd_degree_takes_a_zonal_kernel_to_the_antipode(scripts):
     recovery = scripts("recovery")
     basis = ns.SphericalBasis((7, 14))

@@ -1,94 +1,67 @@
-"""Sparsity against fidelity on a real operator: spectral concepts, a pointwise dictionary, principal components, and the same
-operator with random weights. What real_darcy.py, real_navier_stokes.py and real_shallow_water.py share."""
+"""Sparsity against fidelity on a real operator, for every model of the package, and the same operator with random weights.
+What real_darcy.py, real_navier_stokes.py and real_shallow_water.py share."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from beds import Bed
 from common import Criterion, Row, spread, write
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 
 import neuralop_sae as ns
 from neuralop_sae.analysis.drawing import PALETTE, subplots
 from neuralop_sae.quickstart import Problem
-from neuralop_sae.quickstart.operators import train_operator
-from neuralop_sae.quickstart.problems import Splits
 
 SPARSITIES = (2, 4, 8)
 COMPARED = 4  # concepts per point, at which learning rates are tuned and criteria are checked
-RATES = dict.fromkeys(("concepts", "factorised", "pointwise", "wide"), (3e-3, 1e-2, 3e-2))
+TAPS = 9  # of the convolution along each axis
+ON_PER_FIELD = 16  # numbers of the MLP, components of whole fields
 NAMES = {
     "concepts": "spectral concepts",
     "factorised": "factorised concepts",
     "pointwise": "pointwise",
     "wide": "pointwise, as many parameters as factorised",
+    "cnn": "convolution",
+    "mlp": f"flattened field, {ON_PER_FIELD} numbers",
+    "tied": "tied encoder",
+    "unrolled": "unrolled encoder",
+    "lifted": "lifted to twice the channels",
     "pca": "principal components per point",
+    "fields": f"principal components of fields, {ON_PER_FIELD}",
     "random": "spectral concepts, operator with random weights",
 }
-
-
-@dataclass(frozen=True)
-class Bed:
-    """An operator with its data, and the activations of one site: for training, for tuning and held out."""
-
-    problem: Problem
-    splits: Splits
-    operator: nn.Module
-    processor: Any
-    activations: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, problem: Problem, folder: Path) -> Bed:
-        """Make data, train the operator, capture."""
-        torch.manual_seed(problem.seed)
-        splits = problem.splits(folder, progress=False)
-        operator, processor = train_operator(problem, splits.train, progress=False)
-        return cls(problem, splits, operator, processor, activations(problem, splits, operator, processor))
-
-    @property
-    def held_out(self) -> dict[str, Tensor]:
-        """Inputs and outputs that nothing was trained on."""
-        return {"x": self.splits.coarse.x, "y": self.splits.coarse.y}
-
-    @property
-    def grid(self) -> str | None:
-        """How the sphere is sampled, which models of single points are told; None on a box."""
-        return "equiangular" if self.problem.operator_name == "SFNO" else None
-
-    def randomised(self) -> Bed:
-        """The same with an operator that was never trained."""
-        control = ns.random_control(self.operator, seed=self.problem.seed)
-        found = activations(self.problem, self.splits, control, self.processor)
-        return replace(self, operator=control, activations=found)
-
-
-def activations(problem: Problem, splits: Splits, operator: nn.Module, processor: Any) -> dict[str, Tensor]:
-    """Of the problem's site: to train on, to tune on, held out."""
-    train, test = (
-        ns.capture(operator, problem.site, {"x": part.x, "y": part.y}, data_processor=processor)
-        for part in (splits.train, splits.coarse)
-    )
-    n = len(train) - len(train) // 10
-    return {"train": train[:n], "tune": train[n:], "test": test}
+RATES = dict.fromkeys(("concepts", "factorised", "pointwise", "wide", "cnn"), (1e-2, 3e-2, 1e-1)) | {"mlp": (1e-3, 3e-3, 1e-2)}
+AS_CONCEPTS = ("tied", "unrolled", "lifted")  # trained at the rate of concepts
+CURVES = ("concepts", "pointwise")
+DRAWN = ("concepts", "factorised", "pointwise", "wide", "pca", "random")
 
 
 def model(bed: Bed, kind: str, k: int, p: int) -> ns.SAE:
-    """An untrained dictionary of p concepts, k expressed per point."""
-    problem, channels = bed.problem, bed.activations["train"].shape[1]
-    small = problem.model_copy(update={"concepts_per_point": k, "n_concepts": p, "hidden_channels": channels})
-    if kind in ("concepts", "random"):
-        return small.autoencoder()
-    if kind == "factorised":
-        like = small.autoencoder()
-        return type(like)(**{**like.config(), "factorization": "tucker", "rank": 0.05})
+    """An untrained model of p concepts, k expressed per point."""
+    problem, (channels, *grid) = bed.problem, bed.activations["train"].shape[1:]
+    rules: dict[str, Any] = {"concept_rule": ns.All(), "domain_rule": ns.SoftLocalTopK(k, softness=0.5)}
+    if kind == "mlp":
+        return ns.SAEMLP(channels, p, grid, k=min(p, ON_PER_FIELD), sht_grid=bed.grid)
+    if kind == "cnn":
+        coarse = bed.every_other("train").shape[2:]
+        return ns.SAECNN(channels, p, (min(TAPS, *coarse),) * 2, taps="physical", reference_grid=coarse, **rules)
     if kind == "wide":
         p = max(p, n_parameters(model(bed, "factorised", k, p)) // (2 * channels + 1))
-    return ns.SAEPointwise(channels, p, k=k, grid=bed.grid)
+    if kind in ("pointwise", "wide"):
+        return ns.SAEPointwise(channels, p, k=k, grid=bed.grid)
+    options = {
+        "factorised": {"factorization": "tucker", "rank": 0.05},
+        "tied": {"encoder": "tied"},
+        "unrolled": {"encoder": "unrolled", "n_iterations": 4},
+    }
+    spectral = ns.SAESFNO if bed.grid else ns.SAEFNO
+    sae = spectral(channels, p, problem.sae_modes, **rules, **options.get(kind, {}))
+    return ns.Lifted(sae, channels=2 * channels) if kind == "lifted" else sae
 
 
 def n_parameters(sae: nn.Module) -> int:
@@ -97,39 +70,43 @@ def n_parameters(sae: nn.Module) -> int:
 
 
 def trained(bed: Bed, kind: str, k: int, p: int, rate: float, seed: int, steps: int) -> ns.SAE:
-    """A dictionary, trained."""
+    """A model, trained at every other point, if it knows no grid."""
     torch.manual_seed(seed)
-    sae, x = model(bed, kind, k, p), bed.activations["train"]
+    sae, x = model(bed, kind, k, p), bed.activations["train"] if kind == "mlp" else bed.every_other("train")
     n_epochs = max(1, round(steps * 8 / len(x)))
     config = ns.TrainingConfig(n_epochs=n_epochs, batch_size=8, learning_rate=rate, seed=seed)
     ns.train(sae, x, config, progress=False)
     return sae
 
 
-def components(bed: Bed, k: int) -> float:
-    """FVE of the k leading principal components of the channels."""
+def components(bed: Bed, n: int, *, of_fields: bool) -> float:
+    """FVE of the leading principal components, of the channels of points or of whole fields."""
     x = bed.activations["train"]
-    pca = ns.PCA(x.shape[1], k, grid=bed.grid)
+    channels, *grid = x.shape[1:]
+    pca = ns.FieldPCA(channels, n, grid, sht_grid=bed.grid) if of_fields else ns.PCA(channels, n, grid=bed.grid)
     pca.fit(x)
     return ns.evaluate(pca, bed.activations["test"])["fve"]
 
 
-def run(problem: Problem, script: str, *, seeds: int, quick: bool, output: Path, steps: int = 200) -> None:
+def run(problem: Problem, script: str, *, seeds: int, quick: bool, output: Path) -> None:
     """Measure, draw, write."""
     started = time.perf_counter()
-    p, steps, ks = (16, 10, (2, 4)) if quick else (problem.n_concepts, steps, SPARSITIES)
+    p, steps, ks, seeds = (16, 10, (2, 4), 1) if quick else (problem.n_concepts, 300, SPARSITIES, seeds)
     bed = Bed.of(problem, output / "data")
-    rates = {kind: tuned(bed, kind, p, steps) for kind in RATES}
-    values: dict[str, Any] = {kind: {} for kind in NAMES}
-    for kind in RATES:
-        for k in ks if kind in ("concepts", "pointwise") else (COMPARED,):
-            values[kind][k] = [measure(bed, kind, k, p, rates[kind], seed, steps) for seed in range(seeds)]
-            print(kind, k, [round(row["fve"], 4) for row in values[kind][k]], flush=True)
-    values["pca"] = {k: [{"fve": components(bed, k)}] for k in ks}
+    kinds = [kind for kind in RATES if kind != "cnn" or not bed.grid]  # convolutions are of a box
+    rates = {kind: tuned(bed, kind, p, steps) for kind in kinds}
+    rates |= dict.fromkeys(AS_CONCEPTS, rates["concepts"])
+    values: dict[str, Any] = {}
+    for kind, rate in rates.items():
+        levels = ks if kind in CURVES else (COMPARED,)
+        values[kind] = {k: [measure(bed, kind, k, p, rate, seed, steps) for seed in range(seeds)] for k in levels}
+        print(kind, rate, [round(row["fve"], 4) for row in values[kind][COMPARED]], flush=True)
+    values["pca"] = {k: [{"fve": components(bed, k, of_fields=False)}] for k in ks}
+    values["fields"] = {COMPARED: [{"fve": components(bed, ON_PER_FIELD, of_fields=True)}]}
     fresh = bed.randomised()
     values["random"] = {COMPARED: [measure(fresh, "random", COMPARED, p, rates["concepts"], s, steps) for s in range(seeds)]}
     settings = {"problem": problem.model_dump(mode="json"), "steps": steps, "seeds": seeds, "rates": rates, "n_concepts": p}
-    rows = list(table(problem, values))
+    rows = [*against_points(problem, values), against_all(problem, values)]
     write(script, output, rows=rows, values=values, figure=draw(problem, values), settings=settings, started=started)
 
 
@@ -153,22 +130,28 @@ def measure(bed: Bed, kind: str, k: int, p: int, rate: float, seed: int, steps: 
     return row
 
 
-def table(problem: Problem, values: dict[str, Any]) -> list[Row]:
+def column(values: dict[str, Any], kind: str, what: str) -> list[float]:
+    """One number over seeds, at the sparsity that is compared."""
+    return [row[what] for row in values[kind][COMPARED]]
+
+
+def described(values: dict[str, Any], kind: str) -> str:
+    """A model in a table."""
+    numbers = [f"FVE {spread(column(values, kind, 'fve'))}"]
+    if "loss_recovered" in values[kind][COMPARED][0]:
+        numbers.append(f"loss recovered {spread(column(values, kind, 'loss_recovered'))}")
+        numbers.append(f"{column(values, kind, 'parameters')[0]:,.0f} parameters")
+    return ", ".join(numbers)
+
+
+def against_points(problem: Problem, values: dict[str, Any]) -> list[Row]:
     """The rows: equal sparsity, and equal sparsity and parameters."""
 
-    def of(kind: str, what: str) -> list[float]:
-        return [row[what] for row in values[kind][COMPARED]]
-
     def gain(kind: str, baseline: str, what: str) -> float:
-        return min(of(kind, what)) - max(of(baseline, what))
+        return min(column(values, kind, what)) - max(column(values, baseline, what))
 
-    def text(kind: str) -> str:
-        count = f"{of(kind, 'parameters')[0]:,.0f} parameters"
-        return f"FVE {spread(of(kind, 'fve'))}, loss recovered {spread(of(kind, 'loss_recovered'))}, {count}"
-
-    name = f"{problem.operator_name} on {problem.title}"
-    others = f"principal components {values['pca'][COMPARED][0]['fve']:.3f}; random operator {spread(of('random', 'fve'))}"
     rows = []
+    others = "; ".join(f"{NAMES[kind]}: {described(values, kind)}" for kind in ("pca", "random"))
     for kind, baseline, what in (("concepts", "pointwise", ""), ("factorised", "wide", ", as many parameters")):
         criteria = [
             Criterion(
@@ -177,26 +160,58 @@ def table(problem: Problem, values: dict[str, Any]) -> list[Row]:
             ),
             Criterion("loss recovered higher, for every pair of seeds", gain(kind, baseline, "loss_recovered") > 0),
         ]
-        claim = f"{name}: concepts as operators describe activations better than a pointwise dictionary{what}"
-        measured = f"{problem.site}, {COMPARED} concepts per point, held out"
-        rows.append(Row(claim, measured, text(kind), f"{text(baseline)}; {others}", criteria))
+        claim = f"{name(problem)}: concepts as operators describe activations better than a pointwise dictionary{what}"
+        rows.append(
+            Row(claim, measured(problem), described(values, kind), f"{described(values, baseline)}; {others}", criteria)
+        )
     return rows
+
+
+def against_all(problem: Problem, values: dict[str, Any]) -> Row:
+    """The row with every model."""
+    rivals = [kind for kind in ("pointwise", "wide", "cnn", "mlp", "pca", "fields") if kind in values]
+    criteria = [
+        Criterion(
+            f"FVE of spectral concepts above that of {NAMES[kind]}, for every pair of seeds",
+            min(column(values, "concepts", "fve")) > max(column(values, kind, "fve")),
+        )
+        for kind in rivals
+    ]
+    ours = ("concepts", "factorised", *AS_CONCEPTS)
+    here, baseline = ("; ".join(f"{NAMES[kind]}: {described(values, kind)}" for kind in kinds) for kinds in (ours, rivals))
+    claim = f"{name(problem)}: concepts as operators describe activations better than every other model"
+    remark = (
+        f"Equal concepts per point, but for {NAMES['mlp']} per field and {NAMES['fields']} per field: such codes are not "
+        "functions. The convolution has physical taps. Tied, unrolled and lifted models have the learning rate of the "
+        "first; all others have rates of their own, the best of three."
+    )
+    return Row(claim, measured(problem), here, baseline, criteria, remark)
+
+
+def name(problem: Problem) -> str:
+    """The operator and its data."""
+    return f"{problem.operator_name} on {problem.title}"
+
+
+def measured(problem: Problem) -> str:
+    """Where, and at which sparsity."""
+    return f"{problem.site}, {COMPARED} concepts per point, held out"
 
 
 def draw(problem: Problem, values: dict[str, Any]) -> Figure:
     """FVE and loss recovered against concepts per point."""
     figure, axes = subplots(1, 2, 4.0, 3.0)
     for ax, what in zip(axes[0], ("fve", "loss_recovered"), strict=True):
-        for color, (kind, name) in zip(PALETTE, NAMES.items(), strict=False):
+        for color, kind in zip(PALETTE, DRAWN, strict=False):
             points = [(k, [row[what] for row in rows]) for k, rows in values[kind].items() if what in rows[0]]
             if points:
                 ks, runs = zip(*points, strict=True)
                 means = [sum(run) / len(run) for run in runs]
                 low, high = ([abs(f(run) - m) for run, m in zip(runs, means, strict=True)] for f in (min, max))
-                ax.errorbar(ks, means, (low, high), label=name, color=color, marker="o", markersize=3.5, capsize=3)
+                ax.errorbar(ks, means, (low, high), label=NAMES[kind], color=color, marker="o", markersize=3.5, capsize=3)
         ax.set(xlabel="concepts per point", ylabel={"fve": "FVE", "loss_recovered": "loss recovered"}[what], xscale="log")
         ax.set_xticks(SPARSITIES, [str(k) for k in SPARSITIES], minor=False)
         ax.minorticks_off()
     axes[0][0].legend(frameon=False, fontsize=7)
-    figure.suptitle(f"{problem.operator_name} on {problem.title}, {problem.site}")
+    figure.suptitle(f"{name(problem)}, {problem.site}")
     return figure

@@ -1,30 +1,16 @@
-"""An FNO on Darcy flow: concepts against a pointwise dictionary."""
+"""An FNO on Darcy flow: concepts against a pointwise dictionary and every other model."""
 
 from __future__ import annotations
 
 import typer
+from beds import darcy
 from common import RESULTS, Output, Quick, Seeds
 from fidelity import run
-
-from neuralop_sae.quickstart import Darcy
 
 
 def main(seeds: Seeds = 3, quick: Quick = False, output: Output = RESULTS) -> None:
     """Curves of FVE and loss recovered against concepts per point."""
-    sizes = (
-        {
-            "n_train": 40,
-            "n_test": 8,
-            "resolutions": (16, 32),
-            "hidden_channels": 8,
-            "n_layers": 2,
-            "operator_epochs": 1,
-            "sae_modes": (5, 5),
-        }
-        if quick
-        else {"n_train": 400, "n_test": 100, "resolutions": (32, 64), "hidden_channels": 24}
-    )
-    run(Darcy(**sizes), __file__, seeds=1 if quick else seeds, quick=quick, output=output)
+    run(darcy(quick), __file__, seeds=seeds, quick=quick, output=output)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,16 @@
-"""An SFNO on shallow water: concepts on the sphere against a pointwise dictionary, both by area."""
+"""An SFNO on shallow water: concepts on the sphere against a pointwise dictionary and every other model, all by area."""
 
 from __future__ import annotations
 
 import typer
+from beds import shallow_water
 from common import RESULTS, Output, Quick, Seeds
 from fidelity import run
-
-from neuralop_sae.quickstart import ShallowWater
 
 
 def main(seeds: Seeds = 3, quick: Quick = False, output: Output = RESULTS) -> None:
     """Curves of FVE and loss recovered against concepts per point."""
-    sizes = (
-        {
-            "n_train": 2,
-            "n_test": 1,
-            "hidden_channels": 8,
-            "n_layers": 2,
-            "operator_epochs": 1,
-            "sae_modes": (5, 10),
-            "generator": {"spin_up": 1.0},
-        }
-        if quick
-        else {"n_train": 12, "n_test": 4, "hidden_channels": 24}
-    )
-    run(ShallowWater(**sizes), __file__, seeds=1 if quick else seeds, quick=quick, output=output)
+    run(shallow_water(quick), __file__, seeds=seeds, quick=quick, output=output)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""Run every script of this folder, one after the other, and write RESULTS.md from what they found.
+"""Run every script of this folder and write RESULTS.md from what they found.
 
-``python examples/reproduction/run_all.py`` takes at most ten minutes per script on two cores; ``--only recovery`` runs one
-and takes the results of the others as they are.
+``python examples/reproduction/run_all.py`` takes at most ten minutes per script on two cores; ``--jobs 2`` runs two at a time,
+each on its share of the cores; ``--only recovery`` runs one and takes the results of the others as they are.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +20,7 @@ import typer
 from common import RESULTS, Quick
 
 HERE = Path(__file__).parent
-SHARED = ("common", "fidelity", "glyphs", "large", "pairs", "run_all", "synthetic_bed")
+SHARED = ("beds", "common", "fidelity", "glyphs", "large", "pairs", "remedies", "run_all", "synthetic_bed")
 SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in SHARED)
 
 HEADER = """# What the method's claims come to here
@@ -36,6 +39,7 @@ def main(
         list[str] | None, typer.Option(help=f"One of {', '.join(SCRIPTS)}; may be repeated; default: all.")
     ] = None,
     quick: Quick = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Scripts at a time.")] = 1,
     output: Annotated[Path, typer.Option(help="The page.")] = HERE / "RESULTS.md",
 ) -> None:
     """Run scripts and write the page."""
@@ -43,18 +47,22 @@ def main(
     if unknown:
         raise typer.BadParameter(f"no script {', '.join(sorted(unknown))}; there are {', '.join(SCRIPTS)}")
     results = RESULTS.with_name("results_quick") if quick else RESULTS
-    failed = [name for name in only or SCRIPTS if not run(name, results, quick)]
+    names = only or SCRIPTS
+    with ThreadPoolExecutor(jobs) as pool:
+        ended_well = pool.map(partial(run, results=results, quick=quick, jobs=jobs), names)
+        failed = [name for name, well in zip(names, ended_well, strict=True) if not well]
     output.write_text(page(results), encoding="utf-8")
     print(f"wrote {output}")
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
-def run(name: str, results: Path, quick: bool) -> bool:
-    """Run one script; whether it ended well."""
+def run(name: str, results: Path, quick: bool, jobs: int) -> bool:
+    """Run one script on its share of the cores; whether it ended well."""
     print(f"== {name}", flush=True)
+    n_threads = max(1, (os.cpu_count() or 1) // jobs)
     command = [sys.executable, str(HERE / f"{name}.py"), "--output", str(results), *(["--quick"] if quick else [])]
-    return subprocess.run(command).returncode == 0
+    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(n_threads)}).returncode == 0
 
 
 def page(results: Path) -> str:

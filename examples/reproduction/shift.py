@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import typer
+from beds import Bed
 from common import RESULTS, Criterion, Output, Quick, Row, Seeds, over_seeds, spread, write
-from fidelity import Bed
 from matplotlib.figure import Figure
 from torch import Tensor
 

@@ -7,14 +7,14 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import typer
+from beds import Bed, darcy
 from common import RESULTS, Criterion, Output, Quick, Row, Seeds, spread, write
-from fidelity import COMPARED, NAMES, SPARSITIES, Bed, trained, tuned
+from fidelity import COMPARED, NAMES, SPARSITIES, trained, tuned
 from matplotlib.figure import Figure
 from pairs import Dictionary, alike
 
 import neuralop_sae as ns
 from neuralop_sae.analysis.drawing import PALETTE, subplots
-from neuralop_sae.quickstart import Darcy
 
 KINDS = ("concepts", "pointwise")
 PAIRS = {"seeds": "two seeds", "levels": "two sparsity levels", "start": "two seeds before training"}
@@ -25,12 +25,10 @@ STANDING_STILL = 1e-12  # a learning rate that leaves a dictionary as training s
 def main(seeds: Seeds = 3, quick: Quick = False, output: Output = RESULTS) -> None:
     """Matched cosines of pairs of dictionaries, and how evenly each is used."""
     started = time.perf_counter()
-    problem, p, steps = Darcy(n_train=400, n_test=100, resolutions=(32, 64), hidden_channels=16, n_concepts=48), 48, 200
-    if quick:
-        small: dict[str, Any] = {"resolutions": (16, 32), "n_layers": 2, "operator_epochs": 1, "sae_modes": (5, 5)}
-        problem, p, steps, seeds = Darcy(n_train=40, n_test=8, hidden_channels=8, **small), 16, 10, 2
+    problem = darcy(quick)
+    p, steps, seeds = (16, 10, 2) if quick else (problem.n_concepts, 200, seeds)
     bed = Bed.of(problem, output / "data")
-    x = bed.activations["test"]
+    x = bed.every_other("test")
     rates = {kind: tuned(bed, kind, p, steps) for kind in KINDS}
     values: dict[str, Any] = {}
     for kind in KINDS:

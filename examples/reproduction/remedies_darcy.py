@@ -1,0 +1,17 @@
+"""An FNO on Darcy flow: which remedies keep a few concepts per sample alive?"""
+
+from __future__ import annotations
+
+import typer
+from beds import darcy
+from common import RESULTS, Output, Quick, Seeds
+from remedies import run
+
+
+def main(seeds: Seeds = 3, quick: Quick = False, output: Output = RESULTS) -> None:
+    """Dead fraction and FVE with each remedy."""
+    run(darcy(quick), __file__, seeds=seeds, quick=quick, output=output)
+
+
+if __name__ == "__main__":
+    typer.run(main)
