@@ -35,7 +35,7 @@ def navier_stokes(quick: bool) -> NavierStokes:
 
 def shallow_water(quick: bool) -> ShallowWater:
     """An SFNO on shallow water."""
-    return ShallowWater(sae_modes=(5, 10), **_SMALL_FLOW) if quick else ShallowWater(**_FLOW)
+    return ShallowWater(sae_modes=(5, 10), **_SMALL_FLOW) if quick else ShallowWater(sae_modes=(9, 18), **_FLOW)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import typer
 from common import RESULTS, Criterion, Output, Quick, Row, Seeds, spread, write
-from glyphs import COMPARED, MATCHINGS, NAMES, SIZE, Bed, model, trained, tuned
+from glyphs import COMPARED, MATCHINGS, NAMES, SIZE, Bed, started, trained, tuned
 from matplotlib.figure import Figure
 from stability import Dictionary
 from torch import Tensor
@@ -19,14 +19,18 @@ from neuralop_sae.analysis.matching import centre
 
 ENERGY = 0.9  # share of the energy that the area holds
 MEASURES = {"area": "area that holds 90 % of the energy", "participation": "participation (mean z²)² / mean z⁴"}
-OF = {"codes": "codes", "codes, Gaussian": "Gaussian fields of the codes' spectra", "codes, untrained": "codes, untrained"}
-OF |= {"atoms": "atoms", "atoms, untrained": "atoms, untrained"}
+OF = {
+    "codes": "codes",
+    "codes, Gaussian": "Gaussian fields of the codes' spectra",
+    "codes, started": "codes as training starts",
+}
+OF |= {"atoms": "atoms", "atoms, started": "atoms as training starts"}
 SHOWN = 8
 
 
 def main(seeds: Seeds = 3, quick: Quick = False, output: Output = RESULTS) -> None:
     """Area and participation of codes and atoms of each model, with those of chance."""
-    started = time.perf_counter()
+    began = time.perf_counter()
     bed, seeds = (Bed(40, 10, 1), 1) if quick else (Bed(), seeds)
     values: dict[str, dict[str, list[float]]] = {}
     atoms, rates = {}, {}
@@ -36,8 +40,8 @@ def main(seeds: Seeds = 3, quick: Quick = False, output: Output = RESULTS) -> No
             rates[of] = tuned(bed, kind, matching)
             for seed in range(seeds):
                 found = Dictionary.of(trained(bed, kind, matching, k, rates[of], seed), bed.test)
-                untrained = normalized(bed, model(kind, matching, k, 1000 + seed))
-                for name, value in measure(found, untrained, bed, seed).items():
+                start = started(bed, kind, matching, k, 1000 + seed)
+                for name, value in measure(found, start, bed, seed).items():
                     values.setdefault(of, {}).setdefault(name, []).append(value)
                 atoms.setdefault(of, shown(found))
             print(of, values[of], flush=True)
@@ -49,26 +53,20 @@ def main(seeds: Seeds = 3, quick: Quick = False, output: Output = RESULTS) -> No
     }
     rows = [row(values, what, matching) for what in ("codes", "atoms") for matching in MATCHINGS]
     figure = draw(values, atoms)
-    write(__file__, output, rows=rows, values=values, figure=figure, settings=settings, started=started)
-
-
-def normalized(bed: Bed, sae: ns.SAE) -> ns.SAE:
-    """An untrained model that knows mean and scale of the images."""
-    sae.fit_normalization(bed.train.mean((0, 2, 3)), bed.train.std())
-    return sae.eval()
+    write(__file__, output, rows=rows, values=values, figure=figure, settings=settings, started=began)
 
 
 @torch.no_grad()
-def measure(found: Dictionary, untrained: ns.SAE, bed: Bed, seed: int) -> dict[str, float]:
+def measure(found: Dictionary, start: ns.SAE, bed: Bed, seed: int) -> dict[str, float]:
     """Means over the codes that are on, and over the atoms of living concepts; of these by their energy, too."""
-    codes, fresh = (expressed(sae, bed.test) for sae in (found.sae, untrained))
+    codes, fresh = (expressed(sae, bed.test) for sae in (found.sae, start))
     random = torch.Generator().manual_seed(seed)
     fields = {
         "codes": codes,
         "codes, Gaussian": gaussian(codes, random),
-        "codes, untrained": fresh,
+        "codes, started": fresh,
         "atoms": found.atoms,
-        "atoms, untrained": untrained.atoms(range(untrained.n_concepts), (SIZE, SIZE)),
+        "atoms, started": start.atoms(range(start.n_concepts), (SIZE, SIZE)),
     }
     means = {f"{of}/{name}": float(x.mean()) for of, field in fields.items() for name, x in locality(field).items()}
     share = energies(found) / energies(found).sum()
@@ -128,17 +126,18 @@ def row(values: dict[str, dict[str, list[float]]], what: str, matching: str) -> 
         below = max(ours) < min(of("mlp", "atoms/area"))
         criteria.append(Criterion("atoms of SAE-MLP: SAE-FNO needs less area, every pair of seeds", below))
     listed = "; ".join(
-        f"{NAMES[kind]} {spread(of(kind, f'{what}/participation'))}, untrained "
-        f"{spread(of(kind, f'{what}, untrained/participation'))}"
+        f"{NAMES[kind]} {spread(of(kind, f'{what}/participation'))}, started "
+        f"{spread(of(kind, f'{what}, started/participation'))}"
         for kind in NAMES
     )
     remark = f"Participation instead: {listed}."
     if what == "codes":
         remark += " A code of SAE-MLP is a number, the same everywhere, by construction."
-        remark += " The rule alone picks few points, of an untrained model too." * (matching == "nonzeros")
+        remark += " The rule alone picks few points, of a model as it starts too." * (matching == "nonzeros")
     else:
         weighted = "; ".join(f"{NAMES[kind]} {spread(of(kind, 'atoms, by energy/area'))}" for kind in NAMES)
         remark += f" Areas weighted by the energy of concepts: {weighted}."
+        remark += " They start from windowed parts of images, so that atoms are local before anything is learned."
         remark += " The atoms of SAE-CNN have 81 of 1024 points by construction."
     return Row(
         f"images of characters: {what} of concepts as operators are localised, {MATCHINGS[matching]}",
@@ -165,7 +164,7 @@ def draw(values: dict[str, dict[str, list[float]]], atoms: dict[str, Tensor]) ->
                 found = values[f"{kind}/{matching}"][f"{name}/area"]
                 areas.plot([at + 0.2 * (i - 1)] * len(found), found, "o", color=color, ms=4, label=None if at else NAMES[kind])
         areas.set(ylabel="area of 90 % of the energy", yscale="log", title=title)
-        areas.set_xticks(range(len(OF)), ["codes", "codes,\nGaussian", "codes,\nuntrained", "atoms", "atoms,\nuntrained"])
+        areas.set_xticks(range(len(OF)), ["codes", "codes,\nGaussian", "codes,\nstarted", "atoms", "atoms,\nstarted"])
         draw_atoms(pictures, {kind: atoms[f"{kind}/{matching}"] for kind in NAMES})
         pictures.set(title="atoms of the most energy, seed 0")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)

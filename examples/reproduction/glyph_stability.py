@@ -111,7 +111,7 @@ def stable(values: dict[str, Any], matching: str, pairs: str) -> Row:
     living = "; ".join(f"{NAMES[kind]} {spread(column(values, kind, matching, pairs, 'living'), 0)}" for kind in NAMES)
     one_start = "; ".join(f"{KINDS[kind]} {spread(column(values, kind, matching, 'same start', 'excess'))}" for kind in KINDS)
     remark = (
-        f"Two seeds before training, above chance: {begin}; SAE-FNO starts from random kernels, the others from the images. "
+        f"Two seeds before training, above chance: {begin}; all start from the images. "
         f"Living concepts that are compared: {living}. Chance is a dictionary as it is made."
     )
     if pairs == "levels":

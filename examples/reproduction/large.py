@@ -24,7 +24,6 @@ RULES: dict[str, dict[str, Any]] = {
     "all, soft": {"concept_rule": ns.All(), "domain_rule": ns.SoftLocalTopK(4)},
     "all, hard": {"concept_rule": ns.All(), "domain_rule": ns.LocalTopK(4)},
     "32 per sample, soft": {"concept_rule": ns.TopK(32), "domain_rule": ns.SoftLocalTopK(4)},
-    "32 per sample, half soft": {"concept_rule": ns.TopK(32), "domain_rule": ns.SoftLocalTopK(4, softness=0.5)},
     "pointwise": {},
 }
 Values = dict[str, list[dict[str, float]]]  # by rule, for each seed or pair of seeds

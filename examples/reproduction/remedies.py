@@ -87,7 +87,6 @@ REMEDIES: dict[str, tuple[ns.ConceptRule, dict[str, Any]]] = {
     "32 per sample": (FEW, {}),
     "32 per sample on average": (ns.BatchTopK(32), {}),
     "no auxiliary loss": (FEW, {"auxiliary_weight": 0.0}),
-    "8 x auxiliary loss": (FEW, {"auxiliary_weight": 0.25}),
     "random start": (FEW, {"initialize": False}),
     "balanced use": (Balanced(32), {}),
     "archetypes": (FEW, {"initialize": False}),

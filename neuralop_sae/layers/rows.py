@@ -135,6 +135,16 @@ class RowGradients:
             for part in parts:
                 yield parameter, order, part
 
+    @torch.no_grad()
+    def join_whole(self) -> None:
+        """Add the rows of parameters that have a whole gradient as well to that, ``.grad``, and forget them: two steps along
+        the parts of one gradient are not a step along their sum."""
+        for parameter in [parameter for parameter in self._parts if parameter.grad is not None]:
+            order, parts = self._parts.pop(parameter)
+            assert parameter.grad is not None
+            for part in parts:
+                part.add_to(parameter.grad.permute(order), part.index, slice(None))
+
     def __contains__(self, parameter: object) -> bool:
         return parameter in self._parts
 

@@ -13,7 +13,7 @@ from ..layers.rows import take_rows
 from ..layers.selection import Selection
 from .base import saes
 from .dense import DenseSAE, Expressed, domain
-from .spectral import directions, random_points
+from .starts import directions, random_points
 
 
 class PointSAE(DenseSAE):

@@ -16,6 +16,7 @@ from ..layers.sparsity import ConceptRule, DomainRule, build_rule, concept_rules
 from ..layers.taps import adjoint, convolve, on_grid
 from .base import saes
 from .dense import DenseSAE, domain
+from .starts import around, strong_points
 
 
 @saes.register("SAECNN")
@@ -144,7 +145,8 @@ class SAECNN(DenseSAE, BaseModel, name="SAECNN"):  # type: ignore[call-arg]  # m
         """Start each kernel from the patch at a random point of a random sample, drawn in proportion to its norm there;
         encoder = adjoint of the decoder times the one factor that fits the activations best."""
         field = self.normalize(x)
-        self.decoder_weight.copy_(self._unit(self._patches(field, generator)))
+        points = strong_points(field.norm(dim=1), self.n_concepts, generator)
+        self.decoder_weight.copy_(self._unit(around(field, points, self.kernel_size)))
         self.encoder_weight.copy_(self.decoder_weight)
         self.encoder_bias.zero_()
         self.decoder_bias.zero_()
@@ -153,20 +155,6 @@ class SAECNN(DenseSAE, BaseModel, name="SAECNN"):  # type: ignore[call-arg]  # m
         written = self._write(self._express(self._pre_codes(field)).values)
         self.train(training)
         self.encoder_weight.mul_((written * field).sum() / written.square().sum().clamp_min(1e-12))
-
-    def _patches(self, field: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Patches of the size of a kernel around random points, ``(p, m, *kernel_size)``."""
-        grid = field.shape[2:]
-        candidates = torch.randint(len(field) * math.prod(grid), (2**15,), generator=generator)
-        norms = field.norm(dim=1).flatten()[candidates.to(field.device)]
-        drawn = torch.multinomial(norms.cpu().clamp_min(1e-12), self.n_concepts, replacement=True, generator=generator)
-        sample, *point = torch.unravel_index(candidates[drawn].to(field.device), (len(field), *grid))
-        index: list[Any] = [sample.view(-1, *(1,) * self.n_dim), slice(None)]
-        for axis, (start, taps, size) in enumerate(zip(point, self.kernel_size, grid, strict=True)):
-            offsets = torch.arange(taps, device=field.device) - taps // 2
-            shape = [-1, *(taps if axis == other else 1 for other in range(self.n_dim))]
-            index.append(((start[:, None] + offsets) % size).view(shape))
-        return field[tuple(index)].movedim(-1, 1)
 
 
 def _sizes(value: int | Sequence[int], name: str) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from ..layers.selection import Selection
 from ..layers.sparsity import ConceptRule, DomainRule
 from ..layers.unrolled import Residual, UnrolledEncoder, take
 from .base import SAE, SAEOutput, full_precision
+from .starts import directions, random_points, start_kernels
 
 _CHUNK_BYTES = 256 * 2**20
 _SPECTRAL_SHARE = 0.3
@@ -145,9 +146,11 @@ class SpectralSAE(SAE):
 
     def _field(self, x: Tensor) -> Tensor:
         """The normalised field on the code grid, after the trunk."""
-        field = self.normalize(x)
+        return self.exchange.spread(self.encoder_trunk(self._on_code_grid(x)))
+
+    def _on_code_grid(self, x: Tensor) -> Tensor:
         grid = x.shape[2:] if isinstance(self.code_grid, str) else self.code_grid
-        return self.exchange.spread(self.encoder_trunk(self.basis.resample(field, grid)))
+        return self.basis.resample(self.normalize(x), grid)
 
     def _analyse(self, x: Tensor) -> Spectrum:
         """The field with its coefficients, as the first pass reads it."""
@@ -340,13 +343,35 @@ class SpectralSAE(SAE):
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor, generator: torch.Generator | None = None) -> None:
-        """Start each concept's pointwise part from the activation at a random point of a random sample, drawn in
-        proportion to its norm; see :meth:`initialize_dictionary` for the rest."""
-        if self.concept_decoder.skip is not None:
+        """Start each concept at a random point of a random sample, drawn in proportion to the norm there: its pointwise part
+        from the activation; where it has none, its kernel from the field around the point
+        (:func:`~neuralop_sae.models.starts.start_kernels`), and encoder and decoder times the one factor that fits the
+        activations best. See :meth:`initialize_dictionary` for the rest."""
+        decoder = self.concept_decoder
+        if decoder.skip is not None:
             field = self.normalize(x)
             points = random_points(field, generator, self.basis.quadrature(field.shape[2:], like=field))
-            self.concept_decoder.skip.conv.weight[..., 0] = directions(points, self.n_concepts, generator).T
+            decoder.skip.conv.weight[..., 0] = directions(points, self.n_concepts, generator).T
+        started = decoder.skip is None and start_kernels(decoder, self._on_code_grid(x), generator)
         self.initialize_dictionary()
+        if started:
+            self._fit_gain(x)
+
+    def _fit_gain(self, x: Tensor) -> None:
+        """Multiply encoder and decoder by the root of the one factor that fits the activations best: Adam's steps are of one
+        size, and the encoder alone would be small beside them. An encoder that iterates needs none."""
+        if isinstance(self.concept_encoder, UnrolledEncoder):
+            return
+        training = self.training
+        self.eval()  # a look at the activations, not a step
+        spectrum = self._analyse(x)
+        out = self._infer(spectrum)
+        self.train(training)
+        written = self.concept_decoder.contract(out.values, out.selection)
+        weighted = written * self.basis.quadrature(spectrum.grid, like=written)
+        gain = (weighted * spectrum.field).sum() / (weighted * written).sum().clamp_min(1e-12)
+        self.concept_decoder.scale_concepts(torch.where(gain > 0, gain, 1).sqrt().expand(self.n_concepts))
+        self.concept_encoder.copy_adjoint(self.concept_decoder)
 
     @torch.no_grad()
     def initialize_dictionary(self) -> None:
@@ -358,24 +383,3 @@ class SpectralSAE(SAE):
         self.concept_encoder.copy_adjoint(decoder)
         decoder.zero_bias()
         self.concept_encoder.zero_bias()
-
-
-def directions(points: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
-    """Unit vectors towards n of the points, drawn in proportion to their norm, ``(n, channels)``."""
-    norms = points.norm(dim=1).clamp_min(1e-12)
-    drawn = torch.multinomial(norms.cpu(), n, replacement=True, generator=generator).to(points.device)
-    return points[drawn] / norms[drawn, None]
-
-
-def random_points(
-    field: Tensor, generator: torch.Generator | None, quadrature: Tensor | None = None, n: int = 2**15
-) -> Tensor:
-    """Values at random points of random samples, equal areas being equally likely, ``(n, channels)``."""
-    flat = field.flatten(2)
-    sample = torch.randint(len(flat), (n,), generator=generator)
-    if quadrature is None or quadrature.numel() == 1:  # the same weight everywhere
-        point = torch.randint(flat.shape[2], (n,), generator=generator)
-    else:
-        shares = quadrature.expand(field.shape[2:]).flatten().cpu()
-        point = torch.multinomial(shares, n, replacement=True, generator=generator)
-    return flat[sample.to(field.device), :, point.to(field.device)]

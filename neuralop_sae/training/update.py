@@ -12,8 +12,9 @@ from .row_adam import CHUNK_BYTES, RowAdam
 
 
 class Update:
-    """Adam on all parameters of a model, or of this rank's part of it: torch's fused one where a gradient is whole,
-    :class:`RowAdam` where it comes by row, so that concepts which a batch did not use cost nothing. One norm clips both.
+    """Adam on all parameters of a model, or of this rank's part of it: torch's fused one where a gradient or a part of it is
+    whole, :class:`RowAdam` where all comes by row, so that concepts which a batch did not use cost nothing. One norm clips
+    both.
 
     Parameters
     ----------
@@ -37,7 +38,9 @@ class Update:
         for parameter in self.parameters:
             parameter.grad = None
         loss.backward()
-        by_row = list(self.parallel.exchange_rows(rows).sums())
+        rows = self.parallel.exchange_rows(rows)
+        rows.join_whole()
+        by_row = list(rows.sums())
         factor = self.clip(by_row)
         for group in (*self.optimizer.param_groups, *self.row_optimizer.param_groups):
             group["lr"] = learning_rate

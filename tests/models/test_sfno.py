@@ -9,7 +9,7 @@ import torch
 import neuralop_sae as ns
 from neuralop_sae.layers import ConceptDecoder, ConceptEncoder, spherical_convolution
 from neuralop_sae.layers.spherical_convolution import SHT
-from neuralop_sae.models.spectral import random_points
+from neuralop_sae.models.starts import random_points
 from neuralop_sae.testing import assert_equal, check_concept_layer, check_model
 
 KINDS: dict[str, dict[str, Any]] = {"zonal": {}, "isotropic": {"isotropic": True}, "positional": {"kernel": "positional"}}
@@ -164,6 +164,20 @@ def test_dictionaries_start_from_points_drawn_by_area() -> None:
     polar = float((drawn.abs() > math.cos(math.radians(30))).float().mean())
     assert abs(polar - (1 - math.cos(math.radians(30)))) < 0.02
     assert abs(float(drawn.square().mean()) - 1 / 3) < 0.01
+
+
+@pytest.mark.parametrize("arguments", [{"isotropic": True}, {"kernel": "zonal"}, {"kernel": "positional"}])
+def test_kernels_start_from_fields_around_points(arguments: dict[str, Any]) -> None:
+    """Alike in all directions, whatever the kernels may learn: atoms in the middle of the map are even to both sides."""
+    sae: Any = ns.SAESFNO(2, 5, (5, 10), skip=None, code_grid=(17, 32), **arguments).double().eval()
+    x = torch.randn(3, 2, 7, 12, dtype=torch.float64)  # too coarse for these modes, but the grid of the codes is not
+    sae.initialize_from(x, torch.Generator().manual_seed(0))
+    norms = sae.kernel_norms()
+    assert_equal("norms", norms, norms.mean().expand(5), factor=10)
+    atoms = sae.atoms(range(5), (17, 32))
+    assert_equal("north and south", atoms.flip(-2), atoms, factor=10)
+    assert_equal("east and west", atoms.flip(-1).roll(1, -1), atoms, factor=10)
+    assert_equal("along the equator and the meridian", atoms[..., 8, 16:25:2], atoms[..., 8:17:1, 16][..., ::2], factor=10)
 
 
 def test_a_transform_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from neuralop_sae.layers import (
 )
 from neuralop_sae.layers.rows import RowGradients
 from neuralop_sae.models import SAEFNO, spectral
+from neuralop_sae.models.starts import kernels_from
 from neuralop_sae.testing import assert_equal, check_oracle
 
 CONCEPT_RULES = [All(), TopK(3), BatchTopK(3), JumpReLU(0.4, 0.3)]
@@ -370,8 +371,44 @@ def test_initialize_from_starts_concepts_at_activations() -> None:
     assert all(parameter.isfinite().all() for parameter in sae.parameters())
 
 
+@pytest.mark.parametrize("encoder", ["linear", "tied", "unrolled", "fno_block"])
+def test_initialize_from_starts_kernels_at_fields(encoder: str) -> None:
+    """Without a pointwise part: atoms of one norm and, of one-step encoders, the gain that fits best."""
+    x = band_limited((8, 9))
+    sae: Any = SAEFNO(3, 8, (5, 4), encoder=encoder, skip=None, concept_rule=BatchTopK(3), domain_rule="Rectify").double()
+    sae.fit_normalization(x.mean((0, 2, 3)), 1.7)
+    rules = {name: value.clone() for name, value in sae.concept_rule.state_dict().items()}
+    sae.train().initialize_from(x, torch.Generator().manual_seed(0))
+    assert sae.training
+    assert all(torch.equal(value, rules[name]) for name, value in sae.concept_rule.state_dict().items())
+    norms = sae.kernel_norms()
+    assert_equal("norms", norms, norms.mean().expand(8), factor=10)
+    expected: Any = kernels_from(sae.normalize(x), 8, sae.basis, torch.Generator().manual_seed(0))
+    weight = sae.concept_decoder.conv.weight.tensor.detach()
+    expected = expected * (weight[0, 0, 0, 0] / expected[0, 0, 0, 0])
+    torch.testing.assert_close(weight[0], expected[0])
+    if encoder == "unrolled":
+        return
+    codes, field = sae.eval().encode(x), sae._field(x).detach()
+    written = sae.concept_decoder.contract(codes.values, codes.selection).detach()
+    assert float((written * (field - written)).sum()) == pytest.approx(0, abs=1e-9 * float(field.square().sum()))
+    sae.initialize_from(torch.zeros(2, 3, 8, 9).double())
+    assert all(parameter.isfinite().all() for parameter in sae.parameters())
+
+
+def test_initialize_from_leaves_factorised_kernels_random() -> None:
+    torch.manual_seed(1)
+    sae: Any = SAEFNO(3, 8, (5, 4), skip=None, factorization="tucker", rank=0.5)
+    before = copy.deepcopy(sae.state_dict())
+    sae.initialize_from(torch.randn(2, 3, 8, 9))
+    for name, value in sae.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+
+
 def test_initialize_from_on_device(device: torch.device) -> None:
-    make(m=3, p=8).to(device).initialize_from(torch.randn(2, 3, 8, 9, device=device), torch.Generator().manual_seed(0))
+    for skip in ("linear", None):
+        sae = make(m=3, p=8, skip=skip).to(device)
+        sae.initialize_from(torch.randn(2, 3, 8, 9, device=device), torch.Generator().manual_seed(0))
 
 
 def test_dead_reconstruction_reaches_dead_concepts() -> None:
