@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import checkpoint
@@ -30,11 +31,11 @@ def write(path: Path, run: str, state: dict[str, Tensor], progress: dict[str, An
     checkpoint.write_tensors(path, state, {"run": run, "progress": json.dumps(progress)})
 
 
-def read(path: Path, run: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State and progress; ValueError if they are of another run."""
+def read(path: Path, run: str, kind: type[SAE]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State and progress; ValueError if they are of another run. `kind` is the class of the model."""
     state, header = checkpoint.read_tensors(path)
-    if header.get("run") != run:
-        differences = "; ".join(_differences(json.loads(header.get("run", "{}")), json.loads(run)))
+    saved, now = json.loads(header.get("run", "{}")), json.loads(run)
+    if saved != now and (differences := "; ".join(_differences(_of_this_version(saved, kind), now))):
         raise ValueError(f"{path} is of another run: {differences}. Resume with the same, or train in another folder")
     return state, json.loads(header["progress"])
 
@@ -43,6 +44,18 @@ def put_aside(path: Path) -> None:
     """Rename the checkpoint of an earlier run, if there is one."""
     if path.exists():
         path.replace(path.with_stem(f"{path.stem}.previous"))
+
+
+def _of_this_version(saved: dict[str, Any], kind: type[SAE]) -> dict[str, Any]:
+    """The description of a run; what the version that wrote it did not know stands at its default."""
+    config = {**TrainingConfig().model_dump(), **saved.get("config", {})}
+    arguments = saved.get("arguments", {})
+    try:
+        with torch.random.fork_rng(devices=[]):
+            arguments = kind(**arguments).config()
+    except (TypeError, ValueError):
+        pass  # of another class, or of a later version: the differences tell
+    return json.loads(json.dumps({**saved, "config": config, "arguments": arguments}))  # type: ignore[no-any-return]
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any], path: str = "") -> Iterator[str]:

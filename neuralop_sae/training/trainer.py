@@ -341,7 +341,7 @@ class _Run:
     def load(self) -> None:
         """Take up the checkpoint."""
         assert self.checkpoint_path is not None
-        state, progress = saved_run.read(self.checkpoint_path, self.identity)
+        state, progress = saved_run.read(self.checkpoint_path, self.identity, type(self.sae))
         self._begin()
         self._restore(self.parallel.my_state(state, self._axes_of_state()))
         self.step = progress["step"]

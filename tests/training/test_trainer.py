@@ -1,3 +1,6 @@
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 from neuralop import LpLoss
@@ -16,7 +19,7 @@ from neuralop_sae import (
     TrainingConfig,
     train,
 )
-from neuralop_sae.checkpoint import read_tensors
+from neuralop_sae.checkpoint import read_tensors, write_tensors
 from neuralop_sae.training import trainer
 from neuralop_sae.training.losses import domain_penalty
 from neuralop_sae.training.statistics import channel_statistics
@@ -139,6 +142,67 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
     assert "progress" in header
 
 
+@pytest.fixture
+def earlier(tmp_path):
+    """A run that stopped after 6 of 12 steps, saved by a version that knew less; and the state in which it should end."""
+    acts, model = make_activations(), lambda: make_sae(concept_rule=TopK(3), domain_rule=SoftLocalTopK(2))
+    config = CONFIG.model_copy(update={"checkpoint_every": 5})
+    whole = model()
+    train(whole, acts, config, progress=False)
+
+    def stop(row):
+        if row["step"] == 6:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(model(), acts, config, checkpoint_dir=tmp_path, on_log=stop, progress=False)
+    path = tmp_path / "training.safetensors"
+    tensors, header = read_tensors(path)
+    run = json.loads(header["run"])
+    for fields, name in ((run["config"], "prefixes"), (run["config"], "domain_weight"), (run["arguments"], "encoder")):
+        del fields[name]
+    del run["arguments"]["domain_rule"]["softness"]
+    write_tensors(path, tensors, {**header, "run": json.dumps(run)})
+    return SimpleNamespace(acts=acts, model=model, config=config, folder=tmp_path, state=whole.state_dict())
+
+
+def resume(earlier, sae=None, **changes):
+    config = earlier.config.model_copy(update=changes)
+    sae = sae or earlier.model()
+    train(sae, earlier.acts, config, checkpoint_dir=earlier.folder, resume=True, progress=False)
+    return sae
+
+
+def test_a_run_of_an_earlier_version_goes_on(earlier):
+    sae, random = earlier.model(), torch.get_rng_state()
+    states_equal(earlier.state, resume(earlier, sae).state_dict())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule", "said"),
+    [
+        ({"domain_weight": 0.5}, SoftLocalTopK(2), r"another run: config.domain_weight was 0.0, now 0.5\."),
+        ({}, SoftLocalTopK(2, softness=0.1), r"another run: arguments.domain_rule.softness was 1.0, now 0.1\."),
+    ],
+)
+def test_what_an_earlier_version_did_not_have_must_be_at_its_default(earlier, changes, rule, said):
+    with pytest.raises(ValueError, match=said):
+        resume(earlier, make_sae(concept_rule=TopK(3), domain_rule=rule), **changes)
+
+
+def test_a_run_of_another_class_or_version_is_refused(earlier):
+    with pytest.raises(ValueError, match="model was 'SAEFNO', now 'SAEPointwise'"):
+        resume(earlier, SAEPointwise(4, 12, k=2))
+    path = earlier.folder / "training.safetensors"
+    tensors, header = read_tensors(path)
+    run = json.loads(header["run"])
+    run["arguments"]["of_tomorrow"] = 3
+    write_tensors(path, tensors, {**header, "run": json.dumps(run)})
+    with pytest.raises(ValueError, match="arguments.of_tomorrow was 3, now None"):
+        resume(earlier)
+
+
 def test_nan_stops_with_the_last_good_state(monkeypatch):
     acts = make_activations()
     sae = make_sae()
@@ -252,7 +316,7 @@ def test_a_domain_weight_makes_codes_small_without_moving_scale(kind):
     for weight in (0.0, 1.0):
         torch.manual_seed(0)
         sae = models[kind]()
-        train(sae, x, CONFIG.model_copy(update={"domain_weight": weight, "n_epochs": 6}), progress=False)
+        train(sae, x, CONFIG.model_copy(update={"domain_weight": weight, "n_epochs": 24}), progress=False)
         codes = sae.encode(x)
         penalties.append(domain_penalty(codes, sae.kernel_norms()).item())
     assert penalties[1] < 0.8 * penalties[0], penalties
