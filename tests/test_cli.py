@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 import neuralop_sae as ns
 from neuralop_sae import checkpoint
 from neuralop_sae.cli import app
-from neuralop_sae.training import trainer
+from neuralop_sae.training.run import Run
+from neuralop_sae.training.saved_run import CHECKPOINT_NAME
 
 ROOT = Path(__file__).parents[1]
 MODEL = ["--n-concepts", "12", "--arguments", '{"n_modes": [5, 5], "concept_rule": {"name": "TopK", "k": 3}}']
@@ -54,7 +55,7 @@ def test_the_model_is_the_one_that_python_trains(acts, tmp_path):
         assert torch.equal(found.state_dict()[name], tensor), name
     written = json.loads((tmp_path / "history.json").read_text())
     assert written == {"rows": history.rows, "bytes_per_step": {}}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.json", "sae", trainer.CHECKPOINT_NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.json", "sae", CHECKPOINT_NAME]
 
 
 def test_as_a_module_of_a_process_of_its_own(acts, tmp_path):
@@ -149,13 +150,13 @@ def test_a_run_that_diverges(acts, tmp_path):
     training = '{"n_epochs": 4, "batch_size": 8, "learning_rate": 1e30, "checkpoint_every": 2}'
     check_refused(invoke(acts, tmp_path, *MODEL, "--training", training), "FloatingPointError", "learning rate")
     assert not (tmp_path / "sae").exists()
-    state, _ = checkpoint.read_tensors(tmp_path / trainer.CHECKPOINT_NAME)
+    state, _ = checkpoint.read_tensors(tmp_path / CHECKPOINT_NAME)
     assert all(tensor.isfinite().all() for tensor in state.values())
 
 
 def test_an_interrupted_run_is_resumed(acts, tmp_path, monkeypatch):
     training = ["--training", '{"n_epochs": 3, "batch_size": 8, "log_every": 2, "checkpoint_every": 2}']
-    one_step = trainer._Run._one_step
+    one_step = Run.one_step
 
     def interrupted(run, x):
         if run.step == 3:
@@ -163,7 +164,7 @@ def test_an_interrupted_run_is_resumed(acts, tmp_path, monkeypatch):
         return one_step(run, x)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Run, "_one_step", interrupted)
+        patch.setattr(Run, "one_step", interrupted)
         result = invoke(acts, tmp_path / "a", *MODEL, *training)
     assert result.exit_code == 130
     assert "the last checkpoint is whole" in result.stderr

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import neuralop_sae as ns
 from neuralop_sae.layers.rows import RowGradients
 from neuralop_sae.training.losses import unexplained_variance
-from neuralop_sae.training.trainer import _Run
+from neuralop_sae.training.run import Run
+from neuralop_sae.training.together import begin
 from neuralop_sae.training.update import real_view
 
 Step = Callable[[Tensor], object]
@@ -113,16 +114,16 @@ def oracle_pass(sae: ns.SAE) -> Step:
     return step
 
 
-def trainer_run(sae: ns.SAE, x: Tensor) -> _Run:
-    """The trainer's own run on some fields, ready for ``_one_step``."""
-    run = _Run(sae, x, ns.TrainingConfig(batch_size=len(x)), None)
-    run.prepare()
+def trainer_run(sae: ns.SAE, x: Tensor) -> Run:
+    """The trainer's own run on some fields, ready for ``one_step``."""
+    run = Run(sae, x, ns.TrainingConfig(batch_size=len(x)), None)
+    begin([[run]])
     return run
 
 
 def trainer_step(sae: ns.SAE, x: Tensor) -> Step:
     """A whole step as :func:`neuralop_sae.train` does it, no concept being known as dead."""
-    return trainer_run(sae, x)._one_step
+    return trainer_run(sae, x).one_step
 
 
 def oracle_step(sae: ns.SAE) -> Step:

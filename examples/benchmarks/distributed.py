@@ -27,7 +27,8 @@ from torch import Tensor
 
 import neuralop_sae as ns
 from neuralop_sae.training.distributed import Mesh, Single, start
-from neuralop_sae.training.trainer import _Run
+from neuralop_sae.training.run import Run
+from neuralop_sae.training.together import begin
 
 N_STEPS = 20
 
@@ -86,18 +87,18 @@ def _fields(setting: Setting) -> Tensor:
     return torch.randn(setting.batch, setting.channels, setting.grid, setting.grid, generator=generator)
 
 
-def _run(setting: Setting, ranks: Single) -> _Run:
+def _run(setting: Setting, ranks: Single) -> Run:
     fields = _fields(setting)
     config = ns.TrainingConfig(n_epochs=N_STEPS, batch_size=setting.batch, auxiliary_weight=0.0)
-    run = _Run(setting.model(), fields.to(getattr(ranks, "device", "cpu")), config, None, ranks)
-    run.prepare()
+    run = Run(setting.model(), fields.to(getattr(ranks, "device", "cpu")), config, None, ranks)
+    begin([[run]])
     run.sae.train()
     return run
 
 
-def _step(run: _Run) -> None:
+def _step(run: Run) -> None:
     index = run.parallel.share(torch.arange(len(run.activations)))
-    run._one_step(run.activations[index])
+    run.one_step(run.activations[index])
     run.step += 1
 
 
@@ -125,7 +126,7 @@ def _compare(setting: Setting, meshes: dict[str, Mesh]) -> list[dict[str, Any]]:
     return rows
 
 
-def _trained(setting: Setting, ranks: Single) -> tuple[_Run, float]:
+def _trained(setting: Setting, ranks: Single) -> tuple[Run, float]:
     run = _run(setting, ranks)
     started = time.perf_counter()
     for _ in range(N_STEPS):

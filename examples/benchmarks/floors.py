@@ -22,7 +22,7 @@ from torch import Tensor
 
 from neuralop_sae.layers.rows import RowGradient, RowGradients
 from neuralop_sae.training.losses import unexplained_variance
-from neuralop_sae.training.trainer import _Run
+from neuralop_sae.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def measure_parts(s: Setting, batches: list[Tensor], device: torch.device, repea
     return medians, sae.oversample, min(used, s.concepts)
 
 
-def _one_step_in_parts(run: _Run, x: Tensor, device: torch.device) -> tuple[dict[str, float], list[RowGradient]]:
-    """``_Run._one_step`` taken apart; it uses the model's own steps and no others."""
+def _one_step_in_parts(run: Run, x: Tensor, device: torch.device) -> tuple[dict[str, float], list[RowGradient]]:
+    """``Run.one_step`` taken apart; it uses the model's own steps and no others."""
     sae: Any = run.sae
     seconds: dict[str, float] = {}
 

@@ -161,7 +161,7 @@ def measure_recall(setting: Setting, device: torch.device, activations: Path | N
     for name, fields in data.items():
         held_out, rest = fields[: 2 * setting.batch], fields[2 * setting.batch :]
         sae = replace(setting, channels=fields.shape[1]).model(device)
-        trainer_run(sae, rest).prepare()
+        trainer_run(sae, rest)
         rows += recall_rows(sae, held_out, setting.batch, data=name, state="initial")
         if steps:
             train_for(sae, rest, setting.batch, steps)

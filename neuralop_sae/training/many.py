@@ -10,8 +10,9 @@ from ..models.base import SAE
 from .config import TrainingConfig
 from .history import TrainingHistory
 from .losses import Loss
+from .run import Run
 from .statistics import Activations
-from .trainer import _Run, go, prepare
+from .together import begin, go
 
 _SHARED = ("n_epochs", "batch_size", "seed")
 
@@ -80,7 +81,7 @@ def train_many(
     site_of, stores = _sites(saes, activations, sites)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     runs = {
-        name: _Run(
+        name: Run(
             sae,
             stores[site_of[name]],
             configs[name],
@@ -96,7 +97,7 @@ def train_many(
         run.load()
     by_site = [[run for name, run in runs.items() if site_of[name] == site] for site in stores]
     new = ([run for run in site if run not in saved] for site in by_site)
-    prepare([site for site in new if site])
+    begin([site for site in new if site])
     go(by_site, progress)
     return {name: run.history for name, run in runs.items()}
 

@@ -22,7 +22,8 @@ import neuralop_sae as ns
 from neuralop_sae.layers import FourierBasis
 from neuralop_sae.models.base import saes
 from neuralop_sae.training.distributed import Mesh, State, start
-from neuralop_sae.training.trainer import _Run
+from neuralop_sae.training.run import Run
+from neuralop_sae.training.together import begin, go
 
 TOP = {"name": "TopK", "k": 4}
 CASES: dict[str, dict[str, Any]] = {
@@ -94,15 +95,15 @@ class Case:
     def key(self) -> str:
         return f"{self.name} | {self.n_data} x {self.n_concept} | {str(self.dtype).removeprefix('torch.')}"
 
-    def run(self, mesh: Mesh | None) -> _Run:
+    def run(self, mesh: Mesh | None) -> Run:
         """Made ready for its 20 steps."""
         auxiliary_weight = ns.TrainingConfig().auxiliary_weight if self.n_data == 1 else 0.0
         sae = build(CASES[self.name], self.dtype)
         loss = H1Loss(d=2) if self.name == "H1Loss" else None
         prefixes = (3, 8, 12) if self.name.startswith("prefixes") else ()  # of 16: in the first shard, all of it, and more
         how = config(auxiliary_weight=auxiliary_weight, prefixes=prefixes)
-        run = _Run(sae, activations().to(self.dtype), how, None, mesh, loss)
-        run.prepare()
+        run = Run(sae, activations().to(self.dtype), how, None, mesh, loss)
+        begin([[run]])
         return run
 
 
@@ -118,8 +119,8 @@ class Expected:
 def on_one_process(case: Case) -> Expected:
     run = case.run(None)
     before = {name: tensor.clone() for name, tensor in run.sae.state_dict().items()}
-    history = run.go(progress=False)
-    return Expected(before, dict(run.sae.state_dict()), history)
+    go([[run]], progress=False)
+    return Expected(before, dict(run.sae.state_dict()), run.history)
 
 
 def shared_out(cases: list[Case]) -> dict[str, Expected]:
@@ -133,7 +134,8 @@ def shared_out(cases: list[Case]) -> dict[str, Expected]:
 def compare(case: Case, mesh: Mesh, expected: Expected) -> dict[str, Any]:
     """The largest difference between the mesh and one process, of a weight and of a row of the history."""
     run = case.run(mesh)
-    found = run.go(progress=False)
+    go([[run]], progress=False)
+    found = run.history
     whole = mesh.whole_state(run.sae.state_dict(), run.axes)
     if whole is None:
         return {}
@@ -155,15 +157,15 @@ def traffic(
     rule = {"name": "TopK", "k": k}
     sae = build({"concept_rule": rule, "domain_rule": "Rectify", "skip": skip}, torch.float32, n_concepts)
     generator = torch.Generator().manual_seed(0)
-    run = _Run(sae, torch.randn(8, 4, grid, grid, generator=generator), config(), None, mesh)
-    run.prepare()
+    run = Run(sae, torch.randn(8, 4, grid, grid, generator=generator), config(), None, mesh)
+    begin([[run]])
     if dead:
         run.dead.fields_since_on += 10_000
         run.dead.refresh(True)
     sae.train()
     mesh.traffic.clear()
     with counted() as really:
-        run._one_step(run.activations[mesh.share(torch.arange(8))])
+        run.one_step(run.activations[mesh.share(torch.arange(8))])
     return dict(mesh.traffic) | {"really": sum(really)}
 
 

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 import neuralop_sae as ns
 from neuralop_sae.checkpoint import read_tensors
 from neuralop_sae.cli import app
-from neuralop_sae.training import trainer
+from neuralop_sae.training.run import Run
+from neuralop_sae.training.saved_run import CHECKPOINT_NAME
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -223,7 +224,7 @@ def test_the_command_on_two_processes_saves_the_model_of_one(acts, short, tmp_pa
 
 def step_of(output):
     """Of the checkpoint; -1 if there is none."""
-    path = output / trainer.CHECKPOINT_NAME
+    path = output / CHECKPOINT_NAME
     return json.loads(read_tensors(path)[1]["progress"])["step"] if path.exists() else -1
 
 
@@ -269,7 +270,7 @@ def long(large_acts, tmp_path_factory):
 @pytest.fixture
 def interrupted(large_acts, tmp_path, monkeypatch):
     """The folder of a run on one process that was interrupted after its checkpoint at step 4."""
-    one_step = trainer._Run._one_step
+    one_step = Run.one_step
 
     def step(run, x):
         if run.step == 5:
@@ -277,7 +278,7 @@ def interrupted(large_acts, tmp_path, monkeypatch):
         return one_step(run, x)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Run, "_one_step", step)
+        patch.setattr(Run, "one_step", step)
         assert CliRunner().invoke(app, command(large_acts, tmp_path, LONG)).exit_code == 130
     return tmp_path
 
@@ -300,7 +301,7 @@ def kill_one_of_two(acts, output, killed, *options):
     assert "go on with" in err
     assert "resume" in err
     assert "MarkupError" not in err
-    assert all(tensor.isfinite().all() for tensor in read_tensors(output / trainer.CHECKPOINT_NAME)[0].values())
+    assert all(tensor.isfinite().all() for tensor in read_tensors(output / CHECKPOINT_NAME)[0].values())
     return step_of(output)
 
 

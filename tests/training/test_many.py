@@ -12,7 +12,8 @@ from neuralop import LpLoss
 from torch import Tensor
 
 import neuralop_sae as ns
-from neuralop_sae.training import trainer
+from neuralop_sae.training.run import Run
+from neuralop_sae.training.saved_run import CHECKPOINT_NAME
 
 SHARED: dict[str, Any] = {"n_epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "log_every": 2, "dead_after": 20}
 CONFIGS = {
@@ -98,7 +99,7 @@ def test_a_crash_is_resumed_bit_for_bit_by_models_that_are_at_different_steps(
 ) -> None:
     whole = models()
     expected = train_many(whole)
-    one_step = trainer._Run._one_step
+    one_step = Run.one_step
 
     def crash(run: Any, x: Tensor) -> Any:
         if run.name == "points" and run.step == 6:
@@ -106,10 +107,10 @@ def test_a_crash_is_resumed_bit_for_bit_by_models_that_are_at_different_steps(
         return one_step(run, x)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Run, "_one_step", crash)
+        patch.setattr(Run, "one_step", crash)
         with pytest.raises(OSError, match="gone"):
             train_many(models(), checkpoint_dir=tmp_path)
-    (tmp_path / "sphere" / trainer.CHECKPOINT_NAME).unlink()  # as if it had been added
+    (tmp_path / "sphere" / CHECKPOINT_NAME).unlink()  # as if it had been added
     steps: Counter[str] = Counter()
 
     def count(run: Any, x: Tensor) -> Any:
@@ -118,7 +119,7 @@ def test_a_crash_is_resumed_bit_for_bit_by_models_that_are_at_different_steps(
 
     resumed = models()
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Run, "_one_step", count)
+        patch.setattr(Run, "one_step", count)
         found = train_many(resumed, checkpoint_dir=tmp_path, resume=True)
     assert steps == {"two": N_STEPS - 4, "jump": N_STEPS - 6, "points": N_STEPS - 5, "sphere": N_STEPS}
     check_same(resumed, whole)
@@ -130,7 +131,7 @@ def test_a_crash_is_resumed_bit_for_bit_by_models_that_are_at_different_steps(
 def test_if_one_model_becomes_nan_all_are_left_in_their_last_good_state(
     on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one_step, good, together = trainer._Run._one_step, {}, models()
+    one_step, good, together = Run.one_step, {}, models()
 
     def poison(run: Any, x: Tensor) -> Any:
         if run.step == 3:
@@ -144,7 +145,7 @@ def test_if_one_model_becomes_nan_all_are_left_in_their_last_good_state(
     folder = tmp_path if on_disk else None
     arguments: dict[str, Any] = {"sites": SITES, "checkpoint_dir": folder, "progress": False}
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Run, "_one_step", poison)
+        patch.setattr(Run, "one_step", poison)
         with pytest.raises(FloatingPointError, match="parameters of 'jump' became NaN or Inf between steps 3 and 6"):
             ns.train_many(together, stores(), configs, **arguments)
     for name, sae in together.items():

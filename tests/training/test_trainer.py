@@ -20,8 +20,8 @@ from neuralop_sae import (
     train,
 )
 from neuralop_sae.checkpoint import read_tensors, write_tensors
-from neuralop_sae.training import trainer
-from neuralop_sae.training.losses import domain_penalty
+from neuralop_sae.training.losses import auxiliary_loss, domain_penalty
+from neuralop_sae.training.run import Run
 from neuralop_sae.training.statistics import channel_statistics
 
 
@@ -110,7 +110,7 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, rule, loss, 
         pass
 
     calls = []
-    step = trainer._Run._one_step
+    step = Run.one_step
 
     def stop_at_eight(run, x):
         calls.append(1)
@@ -120,7 +120,7 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, rule, loss, 
 
     broken = make_sae(concept_rule=rule)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Run, "_one_step", stop_at_eight)
+        patch.setattr(Run, "one_step", stop_at_eight)
         with pytest.raises(Stop):
             train(broken, acts, config, loss=loss, checkpoint_dir=tmp_path, progress=False)
     resumed = make_sae(seed=5, concept_rule=rule)
@@ -207,7 +207,7 @@ def test_nan_stops_with_the_last_good_state(monkeypatch):
     acts = make_activations()
     sae = make_sae()
     good = {}
-    step = trainer._Run._one_step
+    step = Run.one_step
 
     def poison(run, x):
         out = step(run, x)
@@ -217,7 +217,7 @@ def test_nan_stops_with_the_last_good_state(monkeypatch):
             run.sae.concept_decoder.conv.bias.data.fill_(float("nan"))
         return out
 
-    monkeypatch.setattr(trainer._Run, "_one_step", poison)
+    monkeypatch.setattr(Run, "one_step", poison)
     with pytest.raises(FloatingPointError, match="last good state"):
         train(sae, acts, CONFIG, progress=False)
     assert not sae.training
@@ -254,7 +254,7 @@ def test_dead_concepts_get_a_gradient():
     dead = torch.zeros(12, dtype=torch.bool)
     dead[5] = True
     written = sae(acts, dead=dead, dead_k=4).dead_reconstruction
-    trainer.auxiliary_loss(acts - acts.mean(), written, sae.basis).backward()
+    auxiliary_loss(acts - acts.mean(), written, sae.basis).backward()
     layer = sae.concept_encoder
     assert layer.conv.weight.tensor.grad[:, 5].abs().max() > 0
     assert layer.skip.conv.weight.grad[5].abs().max() > 0
