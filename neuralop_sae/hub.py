@@ -160,7 +160,8 @@ def pull(where: str | Path, *, revision: str | None = None, device: str | torch.
     Raises
     ------
     FileNotFoundError, ValueError
-        As :func:`neuralop_sae.load`; ValueError also if a folder is asked for a revision.
+        As :func:`neuralop_sae.load`; FileNotFoundError also if the hub does not give the model, ValueError if a folder is
+        asked for a revision.
     ImportError
         If huggingface_hub, which only names on the hub need, is not installed.
     """
@@ -168,14 +169,29 @@ def pull(where: str | Path, *, revision: str | None = None, device: str | torch.
         if revision is not None:
             raise ValueError(f"{where} is a folder, which has no revisions; got revision={revision!r}")
         return load(where, device=device)
-    folder = _huggingface_hub().snapshot_download(str(where), revision=revision, allow_patterns=list(FILES))
+    try:
+        folder = _huggingface_hub().snapshot_download(str(where), revision=revision, allow_patterns=list(FILES))
+    except OSError as error:
+        errors = import_module("huggingface_hub.errors")
+        if not isinstance(error, (errors.HfHubHTTPError, errors.LocalEntryNotFoundError)):
+            raise
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"{where} is no folder, and the Hugging Face Hub gave no such model ({reason}): name a folder that push or "
+            "save_pretrained wrote, or 'user/name' of a model that you may read, with a revision that it has"
+        ) from error
     return load(folder, device=device)
+
+
+def is_name(where: str) -> bool:
+    """Whether this is how models on the hub are called, ``"user/name"``."""
+    return _NAME.fullmatch(where) is not None
 
 
 def _is_folder(where: str | Path) -> bool:
     if isinstance(where, Path) or where.startswith(("./", "../", "/")):
         return True
-    if not _NAME.fullmatch(where):
+    if not is_name(where):
         raise ValueError(f"{where!r} is neither 'user/name' on the hub nor a folder: write a folder as './{where}'")
     return False
 

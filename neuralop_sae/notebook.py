@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from math import isfinite
+from typing import TYPE_CHECKING
 
-__all__ = ["curve", "facts", "shown", "table"]
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["curve", "facts", "frame", "shown", "table"]
 
 _CELL = "padding:1px 8px;text-align:left"
 
@@ -38,6 +42,12 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     return _table(title, [f"<tr>{headings}</tr>", *lines])
 
 
+def frame(title: str, data: pandas.DataFrame, n: int = 8) -> str:
+    """The first n rows of a data frame; the title says of how many."""
+    part = "" if len(data) <= n else f": the first {n} of {len(data)} rows"
+    return table(f"{title}{part}", [str(name) for name in data.columns], data.head(n).itertuples(index=False))
+
+
 def curve(name: str, x: Sequence[float], y: Sequence[float], width: int = 240, height: int = 60) -> str:
     """A line through points ``(x, y)``, with the range of y; nothing where there are fewer than two finite points."""
     points = [(a, b) for a, b in zip(x, y, strict=True) if isfinite(a) and isfinite(b)]
@@ -56,5 +66,5 @@ def curve(name: str, x: Sequence[float], y: Sequence[float], width: int = 240, h
 
 
 def _table(title: str, lines: Iterable[str]) -> str:
-    caption = f'<caption style="text-align:left;padding:2px 8px;font-weight:bold">{escape(title)}</caption>'
+    caption = f'<caption style="text-align:left;padding:2px 8px;font-weight:bold;white-space:nowrap">{escape(title)}</caption>'
     return f"<table>{caption}<tbody>{''.join(lines)}</tbody></table>"

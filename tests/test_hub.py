@@ -1,8 +1,10 @@
 """Push and pull: folders, and a hub that is a folder too."""
 
+import importlib
 import json
 import shutil
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,8 @@ from ruamel.yaml import YAML
 
 import neuralop_sae as ns
 from neuralop_sae.hub import ModelCard, pull, push
+
+from .hub_stand_in import COMMIT, Hub
 
 CARD = ModelCard(
     trained_on="48 fields of Darcy flow: 12 x 10",
@@ -71,16 +75,42 @@ def test_by_name(sae, hub):
     assert hub.calls == [("create_repo", "me/darcy", True, True), ("snapshot_download", "me/darcy", "v1", files)]
 
 
-def test_the_real_client_takes_these_calls(hub):
-    """Names of arguments, against the package that is installed."""
-    del sys.modules["huggingface_hub"]
-    real = pytest.importorskip("huggingface_hub")
-    import inspect
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A stand-in for the hub itself, to which the real huggingface_hub speaks."""
+    pytest.importorskip("huggingface_hub")
+    constants = importlib.import_module("huggingface_hub.constants")
+    with Hub() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+        for name, value in {"ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": template}.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield server
+        server.shutdown()
 
-    assert {"repo_id", "private", "exist_ok"} <= inspect.signature(real.HfApi.create_repo).parameters.keys()
-    upload = inspect.signature(real.HfApi.upload_folder).parameters
-    assert {"repo_id", "folder_path", "allow_patterns", "commit_message"} <= upload.keys()
-    assert {"repo_id", "revision", "allow_patterns"} <= inspect.signature(real.snapshot_download).parameters.keys()
+
+def test_the_real_client(sae, server, tmp_path):
+    assert push(sae, "me/darcy", card=CARD) == f"{server.url}/me/darcy/commit/{COMMIT}"
+    assert server.created[0]["name"] == "darcy"
+    assert server.created[0].get("visibility") == "private" or server.created[0]["private"]
+    held = server.repositories["me/darcy"]
+    assert sorted(held) == ["README.md", "config.json", "model.safetensors"]
+    assert b"| fve | 0.9877 |" in held["README.md"]
+    held["evil.pkl"] = b"not asked for"
+    check_same(pull("me/darcy", revision="v1"), sae)
+    assert not list((tmp_path / "cache").rglob("evil.pkl"))
+    server.repositories.clear()
+    check_same(pull("me/darcy", revision=COMMIT), sae)  # a commit that was fetched once needs no hub
+
+
+def test_what_the_hub_does_not_give(sae, server):
+    with pytest.raises(FileNotFoundError, match=r"me/none is no folder, and .* gave no such model \(.*404.*name a folder"):
+        pull("me/none")
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(FileNotFoundError, match="me/none is no folder, and .*'user/name' of a model that you may read"):
+        pull("me/none")
 
 
 def test_a_folder_of_that_name_goes_first(sae, hub, tmp_path, monkeypatch):

@@ -223,7 +223,9 @@ def check_by_ablation(
         bench.read(iterate_batches(inputs, batch_size, shared_arguments(model)))
         if bench.n_samples != attribution.n_samples:
             raise ValueError(f"the attribution is of {attribution.n_samples} samples, the inputs are {bench.n_samples}")
-        ablated = np.stack([-bench.measure(Run(concept, 0.0)).effects["functional"] for concept in checked])
+        runs = [Run(concept, 0.0) for concept in checked]
+        measured = bench.measure_all(runs)
+        ablated = np.stack([-measured[run].effects["functional"] for run in runs])
     attributed = attribution.to_dense()[:, list(checked)].T.numpy()
     index = pd.MultiIndex.from_product([checked, range(bench.n_samples)], names=["concept", "sample"])
     table = pd.DataFrame({"attributed": attributed.ravel(), "ablated": ablated.ravel()}, index=index).reset_index()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..attach.edits import steer
 from ..attach.inputs import call_processed
@@ -19,6 +20,7 @@ from ..layers.basis import SpectralBasis
 from ..metrics import pearson
 from ..models.base import SAE
 from .evaluate import ConceptUse
+from .replay import Replay
 
 Outcome = Callable[[Tensor], Tensor]
 EditOfDose = Callable[[int, float], Edit]
@@ -39,6 +41,14 @@ class Batch(NamedTuple):
     codes: ConceptCodes
     written: Tensor
     outcomes: dict[str, Tensor]
+
+
+class Part(NamedTuple):
+    """What a run did to a batch: effect on each outcome ``(B,)``, places ``(n, 3)`` by outcome, sum of the change's energy."""
+
+    effects: dict[str, Tensor]
+    places: dict[str, Tensor]
+    energy: float
 
 
 class Measured(NamedTuple):
@@ -134,30 +144,57 @@ class Bench:
 
     def measure(self, run: Run) -> Measured:
         """Effects of a run on all samples."""
-        effects: list[dict[str, Tensor]] = []
-        places: dict[str, list[Tensor]] = {}
-        energy = 0.0
-        for batch in self.batches:
-            change = self.change(run, batch)
-            energy += float(self.sae.basis.mean_square(change).double().sum())
-            outcomes = self._outcomes(batch.inputs, partial(_added, change))
-            differences = {name: value - batch.outcomes[name] for name, value in outcomes.items()}
-            effects.append({})
-            for name, difference in differences.items():
-                effects[-1] |= _statistics(name, difference, self.sae.basis, self.regions)
-                if difference.ndim == self.sae.basis.n_dim + 1:
-                    places.setdefault(name, []).append(_places(difference, batch.codes, run.concept))
-        rows = []
-        for name, parts in places.items():
-            rows.append((run.concept, name, run.dose, *torch.cat(parts).nanmean(0).tolist()))
-        joined = {name: torch.cat([part[name] for part in effects]).cpu().numpy() for name in effects[0]}
-        return Measured(joined, energy / self.n_samples, rows)
+        return _joined(run, [self._part(run, batch) for batch in self.batches], self.n_samples)
+
+    def measure_all(self, runs: Collection[Run], progress: bool = False) -> dict[Run, Measured]:
+        """Effects of many runs. What the operator computes before the site it computes once per batch, not for each."""
+        parts: dict[Run, list[Part]] = {run: [] for run in runs}
+        with tqdm(total=len(self.batches) * len(parts), desc="causal test", disable=not progress) as bar:
+            for batch in self.batches:
+                before = self._before_site(batch)
+                for run, found in parts.items():
+                    with before.give_back():
+                        found.append(self._part(run, batch))
+                    bar.update()
+        return {run: _joined(run, found, self.n_samples) for run, found in parts.items()}
+
+    def _before_site(self, batch: Batch) -> Replay:
+        """What the operator computes before the site, if with it the outcomes are the same bits."""
+        before = Replay(self.model)
+        with before.record() as fire:
+            self._outcomes(batch.inputs, fire)
+        with before.give_back():
+            again = self._outcomes(batch.inputs, lambda x: x)
+        if not all(torch.equal(value, batch.outcomes[name]) for name, value in again.items()):
+            before.forget()
+        return before
+
+    def _part(self, run: Run, batch: Batch) -> Part:
+        change = self.change(run, batch)
+        outcomes = self._outcomes(batch.inputs, partial(_added, change))
+        effects: dict[str, Tensor] = {}
+        places: dict[str, Tensor] = {}
+        for name, value in outcomes.items():
+            difference = value - batch.outcomes[name]
+            effects |= _statistics(name, difference, self.sae.basis, self.regions)
+            if difference.ndim == self.sae.basis.n_dim + 1:
+                places[name] = _places(difference, batch.codes, run.concept)
+        return Part(effects, places, float(self.sae.basis.mean_square(change).double().sum()))
+
+
+def _joined(run: Run, parts: Sequence[Part], n_samples: int) -> Measured:
+    effects = {name: torch.cat([part.effects[name] for part in parts]).cpu().numpy() for name in parts[0].effects}
+    rows: list[tuple[Any, ...]] = []
+    for name in parts[0].places:
+        means = torch.cat([part.places[name] for part in parts]).nanmean(0)
+        rows.append((run.concept, name, run.dose, *means.tolist()))
+    return Measured(effects, sum(part.energy for part in parts) / n_samples, rows)
 
 
 def predict(model: nn.Module, inputs: Mapping[str, Any], data_processor: Any) -> Tensor:
     """Output ``(B, channels, *grid)`` of an operator for a batch, between the steps of neuralop's data processor. A batch
-    without a target gets its input for one, which processors ask for."""
-    batch = dict(inputs) if data_processor is None else {"y": inputs["x"], **inputs}
+    of an input without a target gets its input for one, which processors ask for."""
+    batch = dict(inputs) if data_processor is None or "x" not in inputs else {"y": inputs["x"], **inputs}
     return call_processed(model, batch, data_processor)[0]
 
 

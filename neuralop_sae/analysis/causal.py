@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,8 @@ import pandas as pd
 import scipy.stats
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from .. import notebook
 from ..attach.edits import steer
 from ..attach.hooks import eval_mode
 from ..attach.inputs import Inputs, iterate_batches, shared_arguments
@@ -41,6 +41,13 @@ class CausalTest:
     tests: pd.DataFrame
     dose_response: pd.DataFrame
     places: pd.DataFrame
+
+    def __repr__(self) -> str:
+        tables = ", ".join(f"{field.name}: {len(getattr(self, field.name))} rows" for field in fields(self))
+        return f"CausalTest({tables})"
+
+    def _repr_html_(self) -> str:
+        return notebook.frame("Effects", self.effects) + notebook.frame("Tests against controls", self.tests)
 
 
 @torch.no_grad()
@@ -121,6 +128,11 @@ def causal_test(
         ``inside`` and ``outside`` of where the concept's code is not zero, and ``correlation`` of the absolute change with
         the absolute code over the domain; means over the samples in which it is on.
 
+    Notes
+    -----
+    What the operator's modules compute before the site they compute once per batch and give back for every edit. Where
+    this does not give the same bits, as in an operator that works in place, passes are run whole.
+
     Raises
     ------
     ValueError
@@ -142,7 +154,7 @@ def causal_test(
         chosen = _choose_controls(bench, tested, controls, n_controls, doses[0], rng)
         runs = [Run(concept, dose) for concept in tested for dose in doses]
         wanted = dict.fromkeys([*runs, *(run for _, _, run in chosen)])
-        found = {run: bench.measure(run) for run in tqdm(wanted, desc="causal test", disable=not progress)}
+        found = bench.measure_all(wanted, progress)
         places = [place for run in runs for place in found[run].places]
     bootstrap = Bootstrap(blocks, 1, n_bootstrap, rng)
     effects = pd.concat([_effects(run, found[run], bootstrap, confidence) for run in runs], ignore_index=True)

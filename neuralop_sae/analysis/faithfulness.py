@@ -71,11 +71,11 @@ def faithfulness(
     Raises
     ------
     ValueError
-        If a batch has no target ``"y"``, or the site is unknown.
+        If a batch has no target ``"y"`` and no processor makes one, or the site is unknown.
     """
     batches = list(iterate_batches(loader, batch_size, shared_arguments(model)))
     for batch in batches:
-        if "y" not in batch:
+        if "y" not in batch and data_processor is None:
             raise ValueError(f"batches need the target under 'y'; got the keys {sorted(batch)}")
     activations = capture(model, site, batches, data_processor=data_processor)
     steps, grid = activations.shape[2 : -sae.basis.n_dim], activations.shape[-sae.basis.n_dim :]

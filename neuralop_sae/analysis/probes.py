@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..attach.capture import eval_mode
+from ..data.labels import Labels
 from ..layers.basis import SpectralBasis
 from ..models.base import SAE
 from .calculus import Calculus, calculus_of
@@ -81,9 +82,12 @@ def probe(
     trajectory : array_like, optional
         ``(N,)``: which trajectory each sample is of.
     time : array_like, optional
-        ``(N,)``: when, in any unit; by default samples of a trajectory are in order, one unit apart.
+        ``(N,)``: when, as numbers in any unit or as dates (``datetime64``); by default samples of a trajectory are in order,
+        one unit apart.
     lags : sequence of float
-        In units of `time`: codes at t are compared with physics at t + lag. Where a positive lag fits best, the concept leads.
+        Codes at t are compared with physics at t + lag. Where a positive lag fits best, the concept leads. In units of `time`;
+        for dates in the longest of days, hours, minutes and so on of which all their steps are whole multiples: in hours where
+        samples are six hours apart.
     quantile : float
         Of each quantity, over samples and domain, above which AUROC takes it to be high.
     block : int, optional
@@ -106,16 +110,18 @@ def probe(
     Returns
     -------
     pandas.DataFrame
-        A row for each concept, quantity and lag: ``concept``, ``quantity``, ``kind`` ("map" or "norm"), ``lag``,
-        ``correlation`` with ``low`` and ``high``, ``chance`` (its mean under the null hypothesis), ``p_value``, ``q_value``,
-        ``auroc`` with ``auroc_low`` and ``auroc_high``, ``frequency`` (share of the samples in which the concept is on),
-        ``n_samples`` (that have a partner at this lag). NaN where there is no answer: for a concept that is never on, a
-        constant quantity.
+        A row for each concept, quantity and lag: ``concept``, ``quantity``, ``kind`` ("map" or "norm"), ``lag`` (with
+        ``lag_unit`` where `time` holds dates), ``correlation`` with ``low`` and ``high``, ``chance`` (its mean under the null
+        hypothesis), ``p_value``, ``q_value``, ``auroc`` with ``auroc_low`` and ``auroc_high``, ``frequency`` (share of the
+        samples in which the concept is on), ``n_samples`` (that have a partner at this lag). NaN where there is no answer: for
+        a concept that is never on, a constant quantity.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not one of those above, or fields do not fit the activations.
+        If an argument is not one of those above, fields do not fit the activations, or a value of either is missing (NaN) or
+        infinite: a sample has a partner at each lag and a place among those that are exchanged, so that none is left out
+        silently. Leave such samples out of all arguments, or fill them.
 
     Examples
     --------
@@ -128,13 +134,14 @@ def probe(
     """
     _check_numbers(quantile, confidence, n_bootstrap, n_permutations, block, len(acts))
     values = _quantities(physics, fields or {}, calculus, sae.basis, len(acts))
-    series = Series.of(len(acts), trajectory, time)
+    moments, unit = Labels.of(time, None, len(acts)).elapsed()
+    series = Series.of(len(acts), trajectory, moments)
     partner = np.stack([series.partner(lag) for lag in lags]) if len(lags) else np.empty((0, len(acts)), dtype=np.int64)
     idle = [lag for lag, row in zip(lags, partner, strict=True) if (row >= 0).sum() < 2]
     if idle or not len(lags):
         raise ValueError(
-            f"lags={tuple(lags)}: no two samples have a partner at {idle}; lags are in units of time=, and pairs are of one "
-            "trajectory: pass trajectory= or time="
+            f"lags={tuple(lags)}: no two samples have a partner at {idle}; lags are in {unit or 'units of time='}, and pairs "
+            "are of one trajectory: pass trajectory= or time="
         )
     plan = Plan(series, partner, block, tiles, null, quantile, n_permutations, n_bootstrap, confidence, seed)
     use = Use(series)
@@ -148,6 +155,8 @@ def probe(
                 comparison.update(first, codes)
     table = pd.concat([comparison.table(lags, use) for comparison in comparisons], ignore_index=True)
     table.insert(table.columns.get_loc("p_value") + 1, "q_value", false_discovery(table["p_value"]))
+    if unit is not None:
+        table.insert(table.columns.get_loc("lag") + 1, "lag_unit", unit)
     return table
 
 
@@ -162,6 +171,17 @@ def _check_numbers(
             raise ValueError(f"{name} is at least {least}, got {count!r}")
     if n_samples < 2:
         raise ValueError(f"at least 2 samples are needed, got {n_samples}")
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    """ValueError that names the samples in which values ``(N, ...)`` are missing or infinite."""
+    bad = (~values.flatten(1).isfinite().all(1) if values.ndim > 1 else ~values.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise ValueError(
+            f"{name} has missing (NaN) or infinite values in {len(bad)} of {len(values)} samples ({shown}): leave these "
+            "samples out of acts, physics, fields, time and trajectory alike, or fill them first"
+        )
 
 
 def _quantities(
@@ -190,8 +210,9 @@ def _quantities(
                 f"{name!r} is (N,), (N, *grid) or (N, components, *grid) with N={n_samples} and a grid of {basis.n_dim} axes; "
                 f"got {shape}"
             )
-        if value.is_complex() or not value.isfinite().all():
-            raise ValueError(f"{name!r} has to be real and finite in all samples")
+        if value.is_complex():
+            raise ValueError(f"{name!r} is complex: probe its real part, imaginary part or modulus")
+        _check_finite(repr(name), value)
         value = value if value.is_floating_point() else value.float()
         vector = value.ndim == basis.n_dim + 2
         found |= {f"{name}[{k}]": part for k, part in enumerate(value.unbind(1))} if vector else {name: value}

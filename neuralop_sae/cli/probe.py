@@ -11,6 +11,7 @@ from rich.console import Console
 from ..analysis.calculus import PeriodicBox
 from ..analysis.probes import probe as run
 from ..checkpoint import write_atomically
+from ..data.labels import Labels
 from ..data.store import StoredActivations
 from ..quickstart import check_device
 from .command import Answer, command
@@ -19,7 +20,7 @@ from .sources import ActivationSettings, SAESettings, read_fields
 
 __all__ = ["probe", "write_table"]
 
-_SHOWN = ["concept", "quantity", "kind", "lag", "correlation", "low", "high", "q_value", "auroc", "frequency"]
+_SHOWN = ["concept", "quantity", "kind", "lag", "lag_unit", "correlation", "low", "high", "q_value", "auroc", "frequency"]
 
 
 class ProbeSettings(ActivationSettings, SAESettings):
@@ -35,7 +36,9 @@ class ProbeSettings(ActivationSettings, SAESettings):
     )
     lengths: tuple[float, ...] | None = Field(None, description="Lengths of the periodic box, for derivatives.")
     lags: tuple[float, ...] = Field(
-        (0.0,), description="Compare codes at t with physics at t + lag, in units of time (dates: microseconds)."
+        (0.0,),
+        description="Compare codes at t with physics at t + lag, in units of time; of dates in days, hours, ...: the "
+        "longest of which all steps are whole multiples, which the table names.",
     )
     block: int | None = Field(None, ge=1, description="Samples of a trajectory that make a block, for the intervals.")
     null: str | None = Field(None, description="For p-values: exchange or translate.")
@@ -60,9 +63,10 @@ def probe(settings: ProbeSettings) -> Answer:
     check_device(settings.device)
     activations = settings.read_activations()
     fields, labels = read_fields(settings.fields)
-    time, trajectory = labels.time, labels.trajectory
+    trajectory = labels.trajectory
     if isinstance(activations, StoredActivations):
-        time = time if activations.time is None else activations.time
+        if activations.time is not None:
+            labels = Labels(activations.time, time_units=activations.time_units)
         trajectory = trajectory if activations.trajectory is None else activations.trajectory
     table = run(
         settings.load(settings.device),
@@ -71,7 +75,7 @@ def probe(settings: ProbeSettings) -> Answer:
         fields=fields,
         calculus=None if settings.lengths is None else PeriodicBox(settings.lengths),
         trajectory=trajectory,
-        time=time,
+        time=labels.time if labels.dates is None else labels.dates,
         lags=settings.lags,
         block=settings.block,
         null=settings.null,
@@ -82,7 +86,8 @@ def probe(settings: ProbeSettings) -> Answer:
     if output is not None:
         write_table(table, output)
         Console(stderr=True).print(f"the table is in {output}", markup=False)
-    closest = table.sort_values("correlation", key=pd.Series.abs, ascending=False).head(20)[_SHOWN]
+    closest = table.sort_values("correlation", key=pd.Series.abs, ascending=False).head(20)
+    closest = closest[[name for name in _SHOWN if name in table]]
     return Answer({"rows": table.to_dict("records")}, [frame_table(f"The closest of {len(table)} pairs", closest)])
 
 

@@ -21,6 +21,8 @@ _MEANING = {
     "loss_zero_ablated": "the same, with the layer set to zero",
     "loss_recovered": "share of what the layer does that the concepts keep",
     "code_consistency": "correlation of codes between the two resolutions",
+    "code_relative_l2": "norm of their difference, relative",
+    "code_support_iou": "overlap of where concepts are expressed",
     "rollout_clean": "error of the operator at the end of its rollout",
     "rollout_spliced": "the same, running through the concepts at every step",
     "rollout_persistence": "the same, if nothing changed",

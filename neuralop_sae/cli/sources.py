@@ -27,7 +27,7 @@ from ..models.base import SAE
 from ..quickstart import check_device
 from .command import Settings
 
-__all__ = ["ActivationSettings", "InputSettings", "OperatorSettings", "SAESettings", "read_fields", "stored"]
+__all__ = ["ActivationSettings", "InputSettings", "OperatorSettings", "SAESettings", "activations_of", "read_fields", "stored"]
 
 _INPUTS = (
     "Inputs of the operator: .safetensors, .npz or .pt with tensors by name, 'x' being the input and 'y' the target; .npy; "
@@ -102,12 +102,7 @@ class ActivationSettings(Settings):
 
     def read_activations(self) -> Tensor | StoredActivations:
         """A tensor, or activations that are read when they are asked for."""
-        if not self.activations.is_dir():
-            if self.grid is not None:
-                raise ValueError(f"{self.activations} holds activations on one grid: leave out --grid")
-            return load_activations(self.activations)
-        (found,) = stored(self.activations, self.site and [self.site], self.grid, one=True).values()
-        return found
+        return activations_of(self.activations, self.site, self.grid)
 
 
 class SAESettings(Settings):
@@ -120,7 +115,12 @@ class SAESettings(Settings):
         """The model, in eval mode."""
         check_device(device)
         if not Path(self.sae).exists():
-            Console(stderr=True).print(f"there is no folder {self.sae}; looking on the Hugging Face Hub", markup=False)
+            if not hub.is_name(self.sae):
+                raise FileNotFoundError(
+                    f"there is no folder {self.sae}: --sae is a folder that 'train' or save_pretrained wrote, or 'user/name' "
+                    "of a model on the Hugging Face Hub"
+                )
+            Console(stderr=True).print(f"there is no folder {self.sae}; asking the Hugging Face Hub for it", markup=False)
         return hub.pull(self.sae, revision=self.revision, device=device)
 
 
@@ -142,6 +142,16 @@ def imported(name: str) -> Any:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ValueError(f"{name!r}: {module_name} has no function {attribute!r}; it has: {', '.join(known[:20]) or 'none'}")
     return getattr(module, attribute)
+
+
+def activations_of(path: Path, site: str | None, grid: tuple[int, ...] | None) -> Tensor | StoredActivations:
+    """The activations of a file, or of one site and one grid of a store."""
+    if not path.is_dir():
+        if grid is not None:
+            raise ValueError(f"{path} holds activations on one grid: leave out --grid or --fine-grid, which are for stores")
+        return load_activations(path)
+    (found,) = stored(path, site and [site], grid, one=True).values()
+    return found
 
 
 def stored(

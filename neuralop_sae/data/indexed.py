@@ -8,8 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from .labels import Labels
 
 __all__ = ["IndexedActivations"]
 
@@ -26,17 +29,27 @@ class IndexedActivations(ABC):
         ``(N,)``: when each sample was.
     trajectory : Tensor, optional
         ``(N,)`` int64: which trajectory each sample belongs to.
+    time_units : str, optional
+        Of `time`.
 
     Attributes
     ----------
     rows : Tensor
         Which of the samples these are, int64; all of them at first, a part after `train_test`.
+    time_units : str or None
+        Of `time`, where they are known.
     """
 
-    def __init__(self, shape: Sequence[int], time: Tensor | None = None, trajectory: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        time: Tensor | None = None,
+        trajectory: Tensor | None = None,
+        time_units: str | None = None,
+    ) -> None:
         self.rows = torch.arange(shape[0])
         self._shape = tuple(shape[1:])
-        self._time, self._trajectory = time, trajectory
+        self._time, self._trajectory, self.time_units = time, trajectory, time_units
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="activations")
         self._ahead: tuple[Tensor, Future[Tensor]] | None = None
 
@@ -53,6 +66,11 @@ class IndexedActivations(ABC):
     def time(self) -> Tensor | None:
         """``(N,)``: when each sample was; None if that is not known."""
         return None if self._time is None else self._time[self.rows]
+
+    @property
+    def dates(self) -> np.ndarray | None:
+        """``(N,)`` datetime64: :attr:`time` where dates were given, else None."""
+        return Labels(self.time, time_units=self.time_units).dates
 
     @property
     def trajectory(self) -> Tensor | None:

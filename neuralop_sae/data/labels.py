@@ -12,6 +12,15 @@ __all__ = ["Labels"]
 
 #: What xarray and CF conventions call the numbers into which dates are turned.
 EPOCH = "microseconds since 1970-01-01"
+#: In microseconds, the longest first.
+_UNITS = {
+    "days": 86_400_000_000,
+    "hours": 3_600_000_000,
+    "minutes": 60_000_000,
+    "seconds": 1_000_000,
+    "milliseconds": 1000,
+    "microseconds": 1,
+}
 
 
 class Labels(NamedTuple):
@@ -38,6 +47,8 @@ class Labels(NamedTuple):
         if time is not None:
             array = np.asarray(time)
             if np.issubdtype(array.dtype, np.datetime64):
+                if np.isnat(array).any():
+                    raise ValueError("time has a date for each sample; some are missing (NaT): leave those samples out")
                 array, units = array.astype("datetime64[us]").astype(np.int64), EPOCH
             elif np.issubdtype(array.dtype, np.floating):
                 array = array.astype(np.float64)
@@ -57,6 +68,21 @@ class Labels(NamedTuple):
                 many = "" if n_samples is None else f"; there are {n_samples} samples"
                 raise ValueError(f"{name} is one number per sample, in their order: got shape {tuple(labels.shape)}{many}")
         return cls(time, trajectory, units)
+
+    @property
+    def dates(self) -> np.ndarray | None:
+        """``(N,)`` datetime64 in microseconds, where dates were given."""
+        return None if self.time is None or self.time_units != EPOCH else self.time.numpy().astype("datetime64[us]")
+
+    def elapsed(self) -> tuple[np.ndarray | None, str | None]:
+        """Time as people count it: of dates ``(N,)`` float64 since the first, in the longest unit ("days", "hours", ...) of
+        which all steps are whole multiples, and this unit; of numbers these, without one."""
+        if self.time is None or self.time_units != EPOCH:
+            return (None if self.time is None else self.time.numpy()), None
+        since = self.time.numpy() - self.time.numpy().min()
+        step = np.gcd.reduce(since)
+        unit = next(name for name, length in _UNITS.items() if step % length == 0)
+        return since / _UNITS[unit], unit
 
     def tensors(self) -> dict[str, Tensor]:
         """Those that are known, by name."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import notebook
 from ..layers.basis import SpectralBasis
 from .coordinates import basis_from
 from .extras import import_extra
@@ -201,6 +202,11 @@ class ActivationStore:
         )
         return f"ActivationStore({str(self.path)!r}: {grids or 'nothing yet'}{state})"
 
+    def _repr_html_(self) -> str:
+        state = "" if self.complete else f" (incomplete after {self.manifest.n_samples} inputs)"
+        rows = [(entry.site, entry.n_samples, entry.shape[0], entry.shape[1:]) for entry in self.manifest.arrays.values()]
+        return notebook.table(f"Activations in {self.path}{state}", ["site", "samples", "channels", "grid"], rows)
+
     def __getitem__(self, site: str | tuple[str, int | Sequence[int]]) -> StoredActivations:
         """The activations of a site: ``store["fno_blocks.2"]``, or ``store["fno_blocks.2", (32, 32)]`` where it has several
         grids; ValueError if there are none."""
@@ -245,7 +251,8 @@ class StoredActivations(IndexedActivations):
         self.site, self.grid = entry.site, entry.shape[1:]
         self._folder, self._key, self._array, self._manifest = store.path, key, array, store.manifest
         labels = {name: self._label(name, entry) for name in ("time", "trajectory") if name in entry.crc32}
-        super().__init__((entry.n_samples, *entry.shape), labels.get("time"), labels.get("trajectory"))
+        units = store.manifest.units.get("time")
+        super().__init__((entry.n_samples, *entry.shape), labels.get("time"), labels.get("trajectory"), units)
 
     def _label(self, name: str, entry: StoredArray) -> Tensor:
         try:

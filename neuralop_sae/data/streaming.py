@@ -24,7 +24,7 @@ class ActivationStream(IndexedActivations):
     inputs that are asked for."""
 
     def __init__(self, source: _Source, site: str, shape: Sequence[int], labels: Labels) -> None:
-        super().__init__(shape, labels.time, labels.trajectory)
+        super().__init__(shape, *labels)
         self.site = site
         self._source = source
 

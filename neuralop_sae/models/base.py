@@ -53,6 +53,13 @@ class SAEOutput:
     dead_reconstruction: Tensor | None = None
     prefix_reconstructions: tuple[Tensor, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"SAEOutput(reconstruction {tuple(self.reconstruction.shape)}, {self.codes!r})"
+
+    def _repr_html_(self) -> str:
+        shapes = {"reconstruction": tuple(self.reconstruction.shape), "scores": tuple(self.scores.shape)}
+        return notebook.facts("SAE output", shapes) + self.codes._repr_html_()
+
 
 def full_precision(method: F) -> F:
     """Run a method of an SAE outside autocast: there are no complex half-precision kernels to speak of."""
@@ -276,9 +283,10 @@ class SAE(nn.Module, ABC):
 
     def _repr_html_(self) -> str:
         config = self.config()
-        names = ("in_channels", "n_concepts", "n_modes", "concept_rule", "domain_rule", "encoder", "factorization", "rank")
+        names = ("n_modes", "concept_rule", "domain_rule", "encoder", "factorization", "rank", "channels", "projection")
         n_parameters = sum(p.numel() * (2 if p.is_complex() else 1) for p in self.parameters())
-        rows = {name: config[name] for name in names if config.get(name) is not None}
+        rows: dict[str, object] = {"in_channels": self.in_channels, "n_concepts": self.n_concepts}
+        rows |= {name: config[name] for name in names if config.get(name) is not None}
         rows |= {"parameters": n_parameters, "device": self.mean.device, "dtype": self.dtype}
         return notebook.facts(type(self).__name__, rows)
 

@@ -90,6 +90,9 @@ class Lifted(SAE):
         """Of the SAE of h channels."""
         return self.inner.basis
 
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() + self.inner._repr_html_()
+
     @full_precision
     def forward(self, x: Tensor, *, dead: Tensor | None = None, dead_k: int = 16, prefixes: Sequence[int] = ()) -> SAEOutput:
         """See :meth:`SAE.forward`."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from neuralop.data.transforms.data_processors import DefaultDataProcessor
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 
 import neuralop_sae as ns
 from neuralop_sae.analysis.causal import causal_test
+from neuralop_sae.analysis.replay import Replay
 from neuralop_sae.attach.edits import add, steer
 from neuralop_sae.attach.interventions import splice
 from neuralop_sae.attach.moves import translate
@@ -243,6 +247,85 @@ def test_outputs_are_those_after_the_data_processor() -> None:
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(**options)
+
+
+def on_an_operator(model: nn.Module, site: str, x: Tensor) -> Any:
+    """A test of two concepts of an autoencoder with fresh weights."""
+    torch.manual_seed(0)
+    sae = ns.SAEFNO(6, 12, (3, 3), concept_rule=ns.TopK(4))
+    concepts = sae.eval().encode(ns.capture(model, site, x)).concept.unique()[:2].tolist()
+    return causal_test(model, site, sae, x, concepts, doses=(0.0, 2.0), n_controls=2, n_bootstrap=20, batch_size=3)
+
+
+def counted(modules: dict[str, nn.Module]) -> Counter[str]:
+    """Counts passes through the ``forward`` of modules."""
+    counts: Counter[str] = Counter()
+    for name, module in modules.items():
+
+        def forward(*args: Any, name: str = name, true: Any = module.forward, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return true(*args, **kwargs)
+
+        module.forward = forward  # type: ignore[method-assign]
+    return counts
+
+
+@pytest.mark.parametrize(("site", "before"), [("fno_blocks.convs.1", 2), ("lifting", 0)])
+def test_what_lies_before_the_site_is_computed_once_per_batch(site: str, before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = FNO((4, 4), 1, 1, 6, n_layers=3, domain_padding=0.25).eval(), torch.randn(5, 1, 8, 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(Replay, "give_back", lambda self: nullcontext())
+        expected = on_an_operator(model, site, x)
+    counts = counted({"lifting": model.lifting, **{f"conv {i}": conv for i, conv in enumerate(model.fno_blocks.convs)}})
+    forwards = {name: vars(module).get("forward") for name, module in model.named_modules()}
+    found = on_an_operator(model, site, x)
+    for table in ("effects", "controls", "tests", "dose_response", "places"):
+        pd.testing.assert_frame_equal(getattr(found, table), getattr(expected, table), check_exact=True)
+    n_batches, n_captured = 2, 1
+    once = n_captured + 2 * n_batches  # captured, read and recorded
+    assert counts["lifting"] == once
+    assert all(counts[f"conv {i}"] == once for i in range(before))
+    assert all(counts[f"conv {i}"] > once + 2 * n_batches for i in range(before, 3))
+    assert {name: vars(module).get("forward") for name, module in model.named_modules()} == forwards
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class InPlace(nn.Module):
+    """Changes in place what a module gave: what was kept of it is not what it gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.site, self.last = nn.Conv2d(P, P, 1), nn.Identity(), nn.Conv2d(P, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x += 1
+        return self.last(torch.tanh(self.site(x)))
+
+
+def test_an_operator_that_works_in_place_is_run_whole() -> None:
+    torch.manual_seed(0)
+    model, sae, x = InPlace().double().eval(), Channels(), make_inputs()
+    result = causal_test(model, "site", sae, x, 1, doses=(0.0, 0.5), controls=())
+    for dose in (0.0, 0.5):
+        with torch.no_grad(), splice(model, "site", sae, steer(1, dose)):
+            edited = model(x)
+        expected = float((edited - model(x).detach()).mean())
+        assert effect_of(result, 1, "channel 0", dose).effect == pytest.approx(expected)
+
+
+def test_a_pass_that_fails_leaves_the_operator_as_it_was() -> None:
+    model, failing = make_operator(), iter([False, False, False, True])
+
+    def outcome(y: Tensor) -> Tensor:
+        if next(failing):
+            raise RuntimeError("no more")
+        return y.mean((1, 2, 3))
+
+    with pytest.raises(RuntimeError, match="no more"):
+        run(model=model, concepts=0, outcomes={"mean": outcome}, controls=())
+    assert not any("forward" in vars(module) or module._forward_hooks for module in model.modules())
 
 
 def test_on_an_fno_with_padding() -> None:

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 import torch
@@ -7,6 +8,8 @@ import neuralop_sae as ns
 from neuralop_sae.analysis.probes import probe
 from neuralop_sae.metrics import pearson
 
+GAP = torch.rand(10, 8, 8)
+GAP[3, 0, 0], GAP[7, 1] = torch.nan, torch.inf
 PLANE, SPHERE = ns.FourierBasis((5, 5)), ns.SphericalBasis((4, 8))
 
 
@@ -134,6 +137,24 @@ def test_a_planted_concept_is_found_with_its_lag(channels):
     assert row(table, 0, "f", 1.0).correlation == pytest.approx(pearson(*shift))
 
 
+@pytest.mark.parametrize(("step", "unit", "lag"), [("6h", "hours", 6.0), ("24h", "days", 1.0), ("90min", "minutes", 90.0)])
+def test_lags_of_dates_are_in_a_unit_that_people_read(channels, step, unit, lag):
+    field = smooth(24, (8, 8), 0)
+    x, f = torch.relu(field[1:])[:, None], {"f": field[:-1]}  # the field follows by a step
+    dates = pd.date_range("2021-02-27", periods=23, freq=step)
+    options = {"n_bootstrap": 10, "n_permutations": 20}
+    table = probe(channels(1, PLANE), x, f, time=dates, lags=(0, lag, -lag), **options)
+    assert table.columns[3:5].tolist() == ["lag", "lag_unit"]
+    assert table.lag_unit.unique().tolist() == [unit]
+    by_number = probe(channels(1, PLANE), x, f, time=np.arange(23.0), lags=(0, 1, -1), trajectory=np.zeros(23), **options)
+    assert "lag_unit" not in by_number
+    values = ["correlation", "low", "high", "p_value", "n_samples"]
+    pd.testing.assert_frame_equal(table[values], by_number[values])
+    assert table.loc[table.correlation.idxmax(), "lag"] == lag
+    with pytest.raises(ValueError, match=f"no two samples have a partner at .*; lags are in {unit}, and"):
+        probe(channels(1, PLANE), x, f, time=dates, lags=(0.5 * lag,))
+
+
 def test_what_all_samples_share_is_chance(channels):
     """Code and field both follow the mean flow, and nothing else: a correlation that tells nothing of the single sample."""
     mean = 2 * smooth(1, (8, 8), 0)
@@ -231,7 +252,14 @@ def test_a_model_of_the_package_can_be_probed():
     ("arguments", "error", "match"),
     [
         ({"physics": {"f": torch.zeros(3, 8, 8)}}, ValueError, "N=10"),
-        ({"physics": {"f": torch.full((10,), torch.nan)}}, ValueError, "real and finite"),
+        ({"physics": {"f": torch.full((10,), torch.nan)}}, ValueError, r"'f' has missing \(NaN\) .* in 10 of 10 samples"),
+        (
+            {"physics": {"f": GAP}},
+            ValueError,
+            r"in 2 of 10 samples \(3, 7\): leave these samples out of acts, physics",
+        ),
+        ({"physics": {"f": torch.zeros(10, dtype=torch.cfloat)}}, ValueError, "'f' is complex"),
+        ({"time": np.full(10, "NaT", "datetime64[s]")}, ValueError, "some are missing"),
         ({"physics": "vorticity"}, TypeError, "list of names"),
         ({"physics": ["vorticity"]}, ValueError, "does not follow"),
         ({"lags": (1,)}, ValueError, "pass trajectory= or time="),

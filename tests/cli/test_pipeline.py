@@ -1,14 +1,17 @@
 """The commands one after the other, against the same calls in Python."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from safetensors.torch import load_file, save_file
 
 import neuralop_sae as ns
+from neuralop_sae import hub
 from neuralop_sae.analysis.probes import probe
 from neuralop_sae.cli.probe import write_table
 from neuralop_sae.cli.report import read_table
@@ -89,6 +92,68 @@ def test_evaluate_gives_the_metrics_of_python(folder, operator, store, sae, tmp_
     assert "concepts expressed per point" in call("evaluate", *common).stdout
 
 
+@pytest.fixture(scope="module")
+def grids(operator, folder):
+    """A store of the same functions on 12 x 10 and 24 x 20 points, and the inputs."""
+    coarse = load_file(folder / "inputs.safetensors")["x"]
+    inputs = {(12, 10): coarse, (24, 20): ns.FourierBasis((5, 5)).resample(coarse, (24, 20))}
+    labels = {"time": np.tile(np.arange(12), 2)}
+    return ActivationStore.write(folder / "grids.zarr", operator, SITES[1], inputs, **labels), folder / "grids.zarr"
+
+
+def test_a_second_grid_adds_whether_codes_agree(grids, sae, tmp_path):
+    store, path = grids
+    flags = ["--sae", sae, "--activations", path, "--grid", 12, "--grid", 10]
+    fine_grid = ["--fine-grid", 24, "--fine-grid", 20]
+    found, one_grid = answer("evaluate", *flags, *fine_grid), answer("evaluate", *flags)
+    assert one_grid.items() < found.items()
+    coarse, fine = (store[SITES[1], grid][:] for grid in ((12, 10), (24, 20)))
+    expected = ns.code_consistency(ns.load(sae), coarse, fine)
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found["code_consistency"] > 0.9
+    save_file({"activations": fine}, tmp_path / "fine.safetensors")
+    by_file = answer("evaluate", *flags, "--fine", tmp_path / "fine.safetensors")
+    assert by_file == pytest.approx(found)
+    assert "correlation of codes between the two resolutions" in call("evaluate", *flags, *fine_grid).stdout
+
+
+def test_a_second_grid_that_is_none(grids, store, sae, tmp_path):
+    flags = ["--sae", sae, "--activations", grids[1], "--site", SITES[1]]
+    shapes = r"is (12, 4, 12, 10) there and (12, 4, 24, 20) here"
+    check_refused(call("evaluate", *flags, "--grid", 24, "--grid", 20, "--fine", store), "on a finer grid", shapes)
+    check_refused(call("evaluate", *flags, "--grid", 12, "--grid", 10, "--fine", store), "on a finer grid")
+    check_refused(call("evaluate", *flags, "--grid", 12, "--grid", 10, "--fine-grid", 48), "has no activations on the grid")
+    save_file({"activations": torch.randn(11, 4, 24, 20)}, tmp_path / "fewer.safetensors")
+    flags += ["--grid", 12, "--grid", 10, "--fine"]
+    check_refused(call("evaluate", *flags, tmp_path / "fewer.safetensors"), "the samples of --activations, in their order")
+
+
+def test_a_second_grid_of_other_samples(grids, operator, folder, sae, tmp_path):
+    fine = ns.FourierBasis((5, 5)).resample(load_file(folder / "inputs.safetensors")["x"], (24, 20))
+    ActivationStore.write(tmp_path / "later.zarr", operator, SITES[1], fine, time=np.arange(12) + 1)
+    flags = ["--sae", sae, "--activations", grids[1], "--grid", 12, "--grid", 10, "--fine", tmp_path / "later.zarr"]
+    check_refused(call("evaluate", *flags), "differ in time: capture the same, in one order")
+
+
+@pytest.mark.parametrize("where", ["no_folder", "./no/folder", "a/b/c"])
+def test_a_model_that_is_no_folder_and_no_name_is_not_asked_for(store, where, monkeypatch):
+    monkeypatch.setattr(hub, "_huggingface_hub", lambda: pytest.fail("the hub was asked"))
+    result = call("evaluate", "--sae", where, "--activations", store)
+    check_refused(
+        result, f"there is no folder {where}: --sae is a folder", "or 'user/name' of a model on the Hugging Face Hub"
+    )
+
+
+def test_the_hub_is_asked_for_names(store, sae, monkeypatch):
+    asked = []
+    client = SimpleNamespace(snapshot_download=lambda name, **_: asked.append(name) or str(sae))
+    monkeypatch.setattr(hub, "_huggingface_hub", lambda: client)
+    result = call("evaluate", "--sae", "me/darcy", "--activations", store, "--site", SITES[1], "--json")
+    assert result.exit_code == 0, result.output
+    assert asked == ["me/darcy"]
+    assert "there is no folder me/darcy; asking the Hugging Face Hub for it" in result.stderr
+
+
 def test_faithfulness_needs_both_model_and_inputs(folder, store, sae):
     result = call("evaluate", "--sae", sae, "--activations", store, "--site", SITES[1], "--model", folder)
     check_refused(result, "needs both --model and --inputs")
@@ -107,6 +172,24 @@ def test_probe_and_report(store, sae, folder, tmp_path):
     extra = ["--inputs", folder / "inputs.safetensors", "--history", sae.parent / "history.json", "--n-concepts", 1]
     assert answer("report", *common, "--probes", table, *extra, "--output", page) == {"report": str(page)}
     assert "vorticity" in page.read_text()
+
+
+def test_lags_of_dates(store, sae, folder, operator, tmp_path):
+    """A NetCDF file through capture and probe: its dates, six hours apart, go along."""
+    x = load_file(folder / "inputs.safetensors")["x"][:, 0]
+    dates = np.datetime64("2020-02-27") + np.arange(12) * np.timedelta64(6, "h")
+    fields = xr.Dataset({"u": (("time", "y", "x"), x)}, {"time": dates})
+    fields.to_netcdf(tmp_path / "flow.nc")
+    acts = tmp_path / "acts.zarr"
+    answer("capture", "--model", folder, "--inputs", tmp_path / "flow.nc", "--site", SITES[1], "--output", acts)
+    flags = ["--sae", sae, "--activations", acts, "--fields", tmp_path / "flow.nc", "--lags", 0, "--lags", 6]
+    rows = pd.DataFrame(answer("probe", *flags)["rows"])
+    assert rows.lag_unit.unique().tolist() == ["hours"]
+    assert rows.groupby("lag").n_samples.first().to_dict() == {0.0: 12, 6.0: 11}
+    acts = ns.capture(operator, SITES[1], x[:, None])
+    expected = probe(ns.load(sae), acts, {"u": x}, time=dates, lags=(0, 6))
+    pd.testing.assert_frame_equal(rows, expected, rtol=1e-4, atol=1e-6, check_dtype=False)
+    assert "hours" in call("probe", *flags).stdout
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json"])

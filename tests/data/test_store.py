@@ -384,6 +384,7 @@ def test_it_becomes_a_data_array(tmp_path: Path) -> None:
     dates = np.datetime64("2020-02-28") + 6 * np.arange(N) * np.timedelta64(1, "h")
     units = {"lengths": "km", "activations": "K"}
     view = write(tmp_path / "acts.zarr", time=dates, units=units)[SITES[0]]
+    assert np.array_equal(view.dates, dates)
     test = view.train_test([2, 5])[1]
     data = test.to_xarray()
     assert data.dims == ("sample", "channel", "y", "x")
@@ -398,6 +399,8 @@ def test_it_becomes_a_data_array(tmp_path: Path) -> None:
 def test_plain_numbers_stay_numbers_whatever_their_unit(tmp_path: Path) -> None:
     view = write(tmp_path / "acts.zarr", time=torch.arange(N) / 2, units={"time": "hours"})[SITES[0]]
     assert torch.equal(view.time, torch.arange(N, dtype=torch.float64) / 2)
+    assert view.dates is None
+    assert view.time_units == "hours"
     assert np.array_equal(view.to_xarray().time.values, np.arange(N) / 2)
 
 
