@@ -3,12 +3,15 @@
 import math
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 import torch
 from neuralop.models import FNO
 
 import neuralop_sae as ns
 from neuralop_sae import notebook
+from neuralop_sae.analysis.causal import CausalTest
+from neuralop_sae.analysis.recruitment import Recruitment
 from neuralop_sae.training.history import TrainingHistory
 
 
@@ -91,3 +94,51 @@ def test_a_compression(sae):
     assert found["model"] == "SAETFNO"
     assert found["spectral parameters"] == f"{compressed.n_parameters:,}"
     assert "FVE" not in found
+
+
+def test_an_output(sae):
+    out = sae(torch.randn(4, 2, 12, 10))
+    found = rows(out._repr_html_())
+    assert ["reconstruction", "4 x 2 x 12 x 10"] in found
+    assert ["samples", "4"] in found
+    assert "tensor" not in repr(out)
+
+
+def test_a_lifted_model(sae):
+    found = rows(ns.Lifted(sae, channels=5)._repr_html_())
+    assert [row[1] for row in found if row[0] == "in_channels"] == ["2", "5"]
+    assert ["channels", "5"] in found
+
+
+def test_a_frame_says_how_many_rows_it_leaves_out():
+    data = pd.DataFrame({"<a>": range(9), "b": 0.5})
+    text = notebook.frame("Nine", data, n=2)
+    assert "".join(parse(text).find(".//caption").itertext()) == "Nine: the first 2 of 9 rows"
+    assert rows(text) == [["<a>", "b"], ["0", "0.5"], ["1", "0.5"]]
+    assert "first" not in notebook.frame("Nine", data, n=9)
+
+
+def test_a_store(tmp_path):
+    operator = FNO((4,), 1, 1, hidden_channels=4, n_layers=1)
+    store = ns.ActivationStore.write(tmp_path / "a.zarr", operator, "fno_blocks.0", torch.randn(3, 1, 16))
+    assert rows(store._repr_html_())[1] == ["fno_blocks.0", "3", "4", "16"]
+
+
+def test_a_causal_test():
+    effects = pd.DataFrame({"concept": range(20), "effect": 0.5})
+    found = CausalTest(effects, effects, effects.head(3), effects, effects)
+    assert rows(found._repr_html_())[1] == ["0", "0.5"]
+    assert "first 8 of 20 rows" in found._repr_html_()
+    assert repr(found).startswith("CausalTest(effects: 20 rows, controls: 20 rows, tests: 3 rows")
+
+
+def test_recruitment():
+    frequency = pd.DataFrame({100: [0.5, 0.5, 0.0], 400: [0.5, 0.0, 0.0]})
+    found = Recruitment(frequency, 0.01, frequency)
+    assert rows(found._repr_html_())[1:] == [["100", "2", "1"], ["400", "1", "0"]]
+    assert repr(found) == "Recruitment(concepts used at 100: 2, 400: 1; 1 at all)"
+
+
+def test_a_figure_shows_itself_without_pyplot(sae):
+    figure = ns.figures.usage_figure(torch.tensor([0.5, 0.2]), torch.tensor([0.8, 0.2]))
+    assert figure._repr_png_().startswith(b"\x89PNG")

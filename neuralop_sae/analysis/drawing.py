@@ -181,12 +181,13 @@ def subplots(n_rows: int, n_columns: int, width: float = 2.0, height: float = 2.
     Each has `width` by `height` inches for a square picture and its text. Where the picture's height is only `aspect` of its
     width, axes are up to half as wide again and lower.
     """
-    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    from .notebook_figure import NotebookFigure
 
     wide = width * min(max(0.75 / aspect, 1.0), 1.5)
     size = (n_columns * wide + 0.8, n_rows * (wide * min(aspect, 1.0) + height - width) + 0.3)
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08), facecolor="white")
+    figure = NotebookFigure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08), facecolor="white")
     axes = figure.subplots(n_rows, n_columns, squeeze=False)
     for ax in axes.flat:
         ax.tick_params(which="both", colors=INK, labelsize=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from torch import Tensor
@@ -12,12 +12,39 @@ from torch import Tensor
 from ..models.base import SAE
 from .causal import CausalTest
 from .relations import stability as stability_of
+from .relations import stability_by_chance
 
 #: A q-value up to which a correlation or an effect is called a finding.
 LEVEL = 0.05
-_STABLE, _SIMILAR = 0.9, 0.7
 _PROBES = ("concept", "quantity", "kind", "lag", "correlation", "low", "high", "q_value")
 _EFFECTS = ("concept", "outcome", "dose", "effect", "low", "high")
+
+
+class Stability(NamedTuple):
+    """How well another run finds a concept again.
+
+    Parameters
+    ----------
+    cosine : float
+        Of its atom with the one matched to it.
+    chance : float
+        What the same matching gives with dictionaries before any training.
+    """
+
+    cosine: float
+    chance: float
+
+    @property
+    def excess(self) -> float:
+        """The share of the way from chance to 1; 0 where chance leaves no way."""
+        return (self.cosine - self.chance) / (1 - self.chance) if self.chance < 1 else 0.0
+
+    @property
+    def label(self) -> str:
+        """In a word. Where chance gives nothing these are the customary cosines of 0.9 and 0.7."""
+        if self.excess <= 0:
+            return "as chance"
+        return "stable" if self.excess >= 0.9 else "similar" if self.excess >= 0.7 else "unstable"
 
 
 @dataclass(frozen=True)
@@ -28,14 +55,14 @@ class Evidence:
     ----------
     probes, effects, tests : pandas.DataFrame or None
         As these functions return them.
-    stability : dict of int to float
-        From concept to matched cosine.
+    stability : dict of int to Stability
+        By concept.
     """
 
     probes: pd.DataFrame | None = None
     effects: pd.DataFrame | None = None
     tests: pd.DataFrame | None = None
-    stability: Mapping[int, float] = field(default_factory=dict)
+    stability: Mapping[int, Stability] = field(default_factory=dict)
 
     @classmethod
     def of(cls, sae: SAE, probes: Any, effects: Any, stability: Any) -> Evidence:
@@ -44,7 +71,7 @@ class Evidence:
         effects = effects.effects if isinstance(effects, CausalTest) else effects
         _check_table("probes", "probe", probes, _PROBES, sae.n_concepts)
         _check_table("effects", "causal_test", effects, _EFFECTS, sae.n_concepts)
-        return cls(probes, effects, tests, _by_concept(sae, stability))
+        return cls(probes, effects, tests, _stability(sae, stability))
 
     def physics(self, concept: int, n: int = 6) -> list[dict[str, Any]]:
         """The n closest correlations of a concept, closest first."""
@@ -89,18 +116,11 @@ class Evidence:
         first = self.effects[(self.effects.outcome == self.outcome) & (self.effects.dose == self.dose)]
         return {row["concept"]: row["effect"] for row in _rows(first)}
 
-    def stability_label(self, concept: int) -> str:
-        """In a word how well another run finds the concept again; nothing if it is not known."""
-        cosine = self.stability.get(concept)
-        if cosine is None:
-            return ""
-        return "stable" if cosine >= _STABLE else "similar" if cosine >= _SIMILAR else "unstable"
-
 
 def name_of(row: Mapping[str, Any]) -> str:
     """A quantity as rows name it: with its lag, and whether the code's norm is meant."""
     kind = ", norm" if row["kind"] == "norm" else ""
-    return f"{row['quantity']}{kind}" + (f", lag {row['lag']:g}" if row["lag"] else "")
+    return f"{row['quantity']}{kind}" + (f", lag {row['lag']:g} {row.get('lag_unit', '')}".rstrip() if row["lag"] else "")
 
 
 def _rows(table: pd.DataFrame) -> Iterable[dict[str, Any]]:
@@ -120,11 +140,17 @@ def _check_table(name: str, function: str, table: Any, columns: Iterable[str], n
         )
 
 
-def _by_concept(sae: SAE, stability: Any) -> dict[int, float]:
-    if stability is None:
+def _stability(sae: SAE, given: Any) -> dict[int, Stability]:
+    """Cosines beside chance; where only cosines are given, the other run is taken to have had the same arguments."""
+    if given is None:
         return {}
-    if isinstance(stability, SAE):
-        stability = stability_of(sae, stability)
+    other = given if isinstance(given, SAE) else sae
+    cosines = _by_concept(sae, stability_of(sae, given) if isinstance(given, SAE) else given)
+    chance = stability_by_chance(sae, other).tolist()
+    return {concept: Stability(cosine, chance[concept]) for concept, cosine in cosines.items()}
+
+
+def _by_concept(sae: SAE, stability: Any) -> dict[int, float]:
     if isinstance(stability, Mapping | pd.Series):
         found = {int(concept): float(cosine) for concept, cosine in stability.items()}
     elif isinstance(stability, Tensor) and stability.shape == (sae.n_concepts,):

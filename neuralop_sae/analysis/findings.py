@@ -164,7 +164,7 @@ def fve_figure(fve: Mapping[int, float], *, own: int | None = None, counted: str
     fve : mapping of int to float
         From k to FVE, as :func:`~neuralop_sae.fve_by_k` returns it.
     own : int, optional
-        The k of the model, which is ringed.
+        The k that the model was trained at: a dashed line, and a ring where the curve has it.
     counted : str
         What k counts.
     """
@@ -174,29 +174,39 @@ def fve_figure(fve: Mapping[int, float], *, own: int | None = None, counted: str
     figure, axes = subplots(1, 1, 3.9, 2.5)
     ax = axes[0, 0]
     ax.plot(ks, [fve[k] for k in ks], color=PALETTE[0], marker="o", markersize=4)
-    if own is not None and own in fve:
-        ax.plot(own, fve[own], "o", markersize=11, markerfacecolor="none", color=PALETTE[5])
     ax.set_xscale("log", base=2)
     ax.set_xticks(ks, [str(k) for k in ks])
+    ax.axhline(0.0, color=GREY, linewidth=0.8)
+    if own is not None:
+        ax.axvline(own, color=PALETTE[5], linestyle="--", linewidth=1.0)
+        place = ax.get_xaxis_transform()
+        ax.text(own, 1.02, f"trained at k = {own}", transform=place, ha="center", fontsize=8, color=PALETTE[5])
+        if own in fve:
+            ax.plot(own, fve[own], "o", markersize=11, markerfacecolor="none", color=PALETTE[5])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set(xlabel=f"k, {counted}" if counted != "k" else "k", ylabel="variance explained (FVE)")
-    ax.set_ylim(min(0.0, *fve.values()), 1.02)
+    ax.set_ylim(1.05 * min(0.0, *fve.values()), 1.02)
     return figure
 
 
-def stability_figure(stability: Tensor) -> Figure:
+def stability_figure(stability: Tensor, chance: Tensor | None = None) -> Figure:
     """How many concepts another run finds again how well.
 
     Parameters
     ----------
     stability : Tensor
         Matched cosines ``(n,)``, as :func:`~neuralop_sae.stability` returns them.
+    chance : Tensor, optional
+        ``(n,)``: what chance gives for each, as :func:`~neuralop_sae.analysis.relations.stability_by_chance` returns it.
     """
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = subplots(1, 1, 3.9, 2.3)
-    lowest = min(0.0, float(stability.min()))
-    axes[0, 0].hist(stability.numpy(), bins=25, range=(lowest, 1.0), color=PALETTE[0])
-    axes[0, 0].yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0, 0].set(xlabel="cosine with the matched concept", ylabel="concepts", xlim=(lowest, 1.0))
+    ax, lowest = axes[0, 0], min(0.0, float(stability.min()))
+    ax.hist(stability.numpy(), bins=25, range=(lowest, 1.0), color=PALETTE[0], label="another run")
+    if chance is not None:
+        ax.hist(chance.numpy(), bins=25, range=(lowest, 1.0), histtype="step", color=PALETTE[5], label="chance")
+        ax.legend(fontsize=8, frameon=False, labelcolor=INK)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="cosine with the matched concept", ylabel="concepts", xlim=(lowest, 1.0))
     return figure

@@ -182,13 +182,18 @@ def chance_cosine(
         raise ValueError(f"a spread needs at least 2 draws, got n_draws={n_draws}")
     found = []
     for draw in range(n_draws):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + draw)
-            fresh = type(sae)(**sae.config())
+        fresh = untrained(sae, seed + draw)
         atoms = fresh.atoms(range(fresh.n_concepts), true.shape[2:])
         matching = match_atoms(atoms, true.cpu(), fresh.basis, signed=signed, translate=translate)
         found.append(matching.matched_cosine)
     return Chance(float(torch.tensor(found).mean()), float(torch.tensor(found).std()))
+
+
+def untrained(sae: SAE, seed: int) -> SAE:
+    """A model of the same arguments as it is made, before any training; the global generator is left as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return type(sae)(**sae.config())
 
 
 def centre(atoms: Tensor, basis: SpectralBasis) -> Tensor:

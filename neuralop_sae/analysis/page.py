@@ -131,7 +131,6 @@ class Page:
                 "follows": follows.get(c),
                 "effect": effects.get(c),
                 "stability": self.evidence.stability.get(c),
-                "stability_label": self.evidence.stability_label(c),
                 "label": self.labels.get(c, ""),
                 "has_card": c in shown,
             }
@@ -197,6 +196,8 @@ class Page:
             caption = _TRADEOFF.format(min(len(self.activations), _TRADEOFF_SAMPLES))
         if fve:
             own = None if rule is None else rule.k
+            caption += "" if own is None else _TRAINED_AT.format(own, counted)
+            caption += _BELOW_ZERO if min(fve.values()) < 0 else ""
             yield "tradeoff", "What sparsity costs", caption, fve_figure(fve, own=own, counted=counted or "k")
 
     def _findings(self) -> Iterator[tuple[str, str, str, Figure]]:
@@ -204,8 +205,9 @@ class Page:
             figure = probes_map_figure(self.evidence.probes, self.shown[:_COLUMNS])
             yield "physics", "What physics concepts follow", _PHYSICS, figure
         if self.evidence.stability:
-            figure = stability_figure(torch.tensor(list(self.evidence.stability.values())))
-            yield "stability", "What another run finds again", _STABILITY, figure
+            cosines, chance = (torch.tensor(each) for each in zip(*self.evidence.stability.values(), strict=True))
+            caption = _STABILITY.format(float(chance.mean()))
+            yield "stability", "What another run finds again", caption, stability_figure(cosines, chance)
 
     @torch.no_grad()
     def _first_samples(self) -> tuple[Tensor, Tensor, ConceptCodes]:
@@ -226,10 +228,16 @@ _SPECTRA = (
 _RESOLUTION = "Sample 0 on two grids, and value against value: on the diagonal, resolution does not matter."
 _TRADEOFF = (
     "Variance explained in the first {} samples when more or fewer concepts may be on than the model was trained for, without "
-    "training it again. The model's own k is ringed."
+    "training it again: concepts that come on beyond the trained k were never fitted together, and with more of them less "
+    "may be explained."
 )
-_TRADEOFF_GIVEN = "Variance explained against the number of concepts that may be on; the model's own k is ringed."
+_TRADEOFF_GIVEN = "Variance explained against the number of concepts that may be on, as it was given to this page."
+_TRAINED_AT = " The model was trained at k = {}, {} (dashed line)."
+_BELOW_ZERO = " Below 0 the copy is worse than the mean of the layer."
 _PHYSICS = (
     "Correlations of codes with quantities, at the lag where each is closest; crosses are not told from chance (q above 0.05)."
 )
-_STABILITY = "Cosine of each atom with the one matched to it in another run: 1 is found again."
+_STABILITY = (
+    "Cosine of each atom with the one matched to it in another run: 1 is found again. Beside it what the same matching gives "
+    "with dictionaries before any training, on average {:.2f}: as much as that means nothing."
+)

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .. import notebook
 from ..attach.capture import eval_mode
 from ..models.base import SAE
 from .evaluate import ConceptUse
@@ -34,6 +35,15 @@ class Recruitment:
     frequency: pd.DataFrame
     min_frequency: float
     concepts: pd.DataFrame
+
+    def __repr__(self) -> str:
+        used = ", ".join(f"{value}: {n}" for value, n in self.used.sum().items())
+        return f"Recruitment(concepts used at {used}; {len(self.shared)} at all)"
+
+    def _repr_html_(self) -> str:
+        rows = [(value, n, len(self.unique[value])) for value, n in self.used.sum().items()]
+        title = f"Recruitment: {len(self.shared)} concepts used at every value"
+        return notebook.table(title, ["value", "concepts used", "used nowhere else"], rows)
 
     @property
     def used(self) -> pd.DataFrame:

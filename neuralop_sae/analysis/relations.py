@@ -10,7 +10,7 @@ from torch import Tensor
 from ..layers.sparsity import DomainRule
 from ..models.base import SAE
 from ..models.mlp import SAEMLP
-from .matching import match_atoms, pair_cosines
+from .matching import match_atoms, pair_cosines, untrained
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def stability(sae: SAE, other: SAE) -> Tensor:
     -------
     Tensor
         ``(n_concepts,)``, float64: see :func:`~neuralop_sae.analysis.matching.match_atoms`; 0 where `other` has no concept
-        left. The best of many atoms is like many things: :func:`~neuralop_sae.analysis.matching.chance_cosine` tells how much.
+        left. The best of many atoms is like many things: :func:`stability_by_chance` tells how much.
 
     Raises
     ------
@@ -52,6 +52,34 @@ def stability(sae: SAE, other: SAE) -> Tensor:
     grid = [max(sizes) for sizes in zip(sae.atom_grid, other.atom_grid, strict=True)]
     atoms, others = (model.atoms(range(model.n_concepts), grid).cpu() for model in (sae, other))
     return match_atoms(others, atoms, sae.basis, signed=_is_signed(sae), translate=_moves(sae)).cosine
+
+
+def stability_by_chance(sae: SAE, other: SAE, *, n_draws: int = 3, seed: int = 1000) -> Tensor:
+    """What :func:`stability` gives, concept by concept, where there is nothing to find again: in place of `other` a model of
+    its arguments before any training.
+
+    Parameters
+    ----------
+    sae, other : SAE
+        As for :func:`stability`; of `other` only the arguments are used.
+    n_draws : int
+        Models made; the result is the mean over them.
+    seed : int
+        Of the first; none that either of the two was made from, or it is no chance.
+
+    Returns
+    -------
+    Tensor
+        ``(n_concepts,)``, float64.
+
+    Examples
+    --------
+    >>> import neuralop_sae as ns
+    >>> sae = ns.SAEFNO(in_channels=2, n_concepts=6, n_modes=(5, 5))
+    >>> bool((stability_by_chance(sae, sae) < stability(sae, sae)).all())
+    True
+    """
+    return torch.stack([stability(sae, untrained(other, seed + draw)) for draw in range(n_draws)]).mean(0)
 
 
 @torch.no_grad()

@@ -65,9 +65,18 @@ def test_drift_of_rollouts() -> None:
 def test_curve_and_histogram() -> None:
     ax = figures.fve_figure({4: 0.5, 1: 0.25}, own=4, counted="concepts per sample").axes[0]
     assert ax.lines[0].get_xydata().tolist() == [[1, 0.25], [4, 0.5]]
-    assert ax.lines[1].get_xydata().tolist() == [[4, 0.5]]
+    zero, trained, ring = ax.lines[1:]
+    assert list(zero.get_ydata()) == [0, 0]
+    assert list(trained.get_xdata()) == [4, 4]
+    assert ring.get_xydata().tolist() == [[4, 0.5]]
+    assert [text.get_text() for text in ax.texts] == ["trained at k = 4"]
+    between = figures.fve_figure({1: 0.25, 8: -1.5}, own=3).axes[0]
+    assert [list(line.get_xdata()) for line in between.lines[2:]] == [[3, 3]]
+    assert between.get_ylim()[0] < -1.5, "the lowest point is cut"
     bars = figures.stability_figure(torch.tensor([0.1, 0.95, 0.97])).axes[0].patches
     assert sum(bar.get_height() for bar in bars) == 3
+    ax = figures.stability_figure(torch.tensor([0.1, 0.95]), torch.tensor([0.3, 0.5])).axes[0]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["another run", "chance"]
 
 
 def test_one_concept_in_vectors() -> None:

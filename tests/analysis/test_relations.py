@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from neuralop_sae import SAEFNO, SAESFNO, TopK
-from neuralop_sae.analysis.relations import alike, nearest, stability, together
+from neuralop_sae.analysis.matching import chance_cosine
+from neuralop_sae.analysis.relations import alike, nearest, stability, stability_by_chance, together
 
 
 def make(seed: int, n_concepts: int = 6) -> SAEFNO:
@@ -22,6 +23,17 @@ def test_stability_is_one_for_concepts_that_come_again_in_another_order() -> Non
     torch.testing.assert_close(stability(sae, other), torch.ones(6, dtype=torch.float64), atol=1e-5, rtol=0)
     assert stability(sae, make(1)).max() < 0.99
     assert (stability(sae, make(1, 4)) == 0).sum() == 2
+
+
+def test_chance_is_that_of_models_as_they_are_made() -> None:
+    sae, other = make(0), make(1, 9)
+    state = torch.get_rng_state()
+    chance = stability_by_chance(sae, other, n_draws=2, seed=7)
+    assert torch.equal(torch.get_rng_state(), state)
+    drawn = torch.stack([stability(sae, make(seed, 9)) for seed in (7, 8)]).mean(0)
+    torch.testing.assert_close(chance, drawn)
+    atoms = sae.atoms(range(6), sae.atom_grid)
+    assert float(chance.mean()) == pytest.approx(chance_cosine(other, atoms, n_draws=2, seed=7).mean)
 
 
 def test_what_cannot_be_compared() -> None:

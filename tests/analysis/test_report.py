@@ -25,14 +25,16 @@ from torch import Tensor
 
 from neuralop_sae.analysis import mollweide
 from neuralop_sae.analysis.drawing import ColorScale
+from neuralop_sae.analysis.evidence import Evidence, Stability
 from neuralop_sae.analysis.glossary import metric_groups
 from neuralop_sae.analysis.page import number, percent
+from neuralop_sae.analysis.relations import stability_by_chance
 from neuralop_sae.analysis.report import report
 from neuralop_sae.analysis.summaries import leading_components
 from neuralop_sae.layers import bases
 from neuralop_sae.layers.basis import SpectralBasis, register_basis
 from neuralop_sae.layers.concept_rules import TopK
-from neuralop_sae.layers.domain_rules import LocalTopK
+from neuralop_sae.layers.domain_rules import LocalTopK, Rectify
 from neuralop_sae.models import SAEFNO, SAEMLP, SAESFNO, FieldPCA, SAEPointwise
 
 CHROMIUM = next(
@@ -51,6 +53,7 @@ EFFECTS = pd.DataFrame(
     [(c, "drag", dose, (1 - dose) * c / 8, -0.25, 2.5) for c in range(11) for dose in (0.0, 2.0)],
     columns=["concept", "outcome", "dose", "effect", "low", "high"],
 )
+STABILITY = {0: 0.95, 3: 0.75, 5: 0.2}
 LABELS = {0: "edges <b>&\"'", 3: "smooth interior"}
 
 
@@ -79,7 +82,7 @@ def written(sae: SAEFNO, activations: Tensor, tmp_path_factory: pytest.TempPathF
         labels=LABELS,
         probes=PROBES,
         effects=EFFECTS,
-        stability={0: 0.95, 3: 0.75, 5: 0.2},
+        stability=STABILITY,
         n_concepts=3,
         n_samples=2,
         batch_size=3,
@@ -279,7 +282,7 @@ def test_a_page_of_globes(tmp_path: Path) -> None:
         assert float(row["data-area"]) == pytest.approx(float(covered[on, concept].mean()) if on.any() else 0.0)
 
 
-def test_physics_effects_and_stability(written: Path) -> None:
+def test_physics_effects_and_stability(sae: SAEFNO, written: Path) -> None:
     text = written.read_text(encoding="utf-8")
     for row in Outline(text).rows():
         concept = int(row["data-index"])
@@ -287,8 +290,13 @@ def test_physics_effects_and_stability(written: Path) -> None:
         assert ("data-effect" in row) == (concept < 11)
         assert concept == 11 or float(row["data-effect"]) == pytest.approx(concept / 8)
         assert ("data-stability" in row) == (concept in (0, 3, 5))
-    for concept, word in ((0, "stable"), (3, "similar"), (5, "unstable")):
-        assert re.search(rf'data-index="{concept}".*?<td>{word} <span', text)
+    chance = stability_by_chance(sae, sae)
+    for concept, cosine in STABILITY.items():
+        known = Stability(cosine, float(chance[concept]))
+        shown = rf'data-index="{concept}".*?<td>{known.label} <span class="soft">{cosine:.2f} \({known.chance:.2f}\)'
+        assert re.search(shown, text)
+        assert re.search(rf'data-index="{concept}"[^>]* data-stability="{known.excess}"', text)
+    assert f"on average {float(chance[list(STABILITY)].mean()):.2f}" in text
     for card in re.findall(r'<details open class="card".*?</details>', text, re.DOTALL):
         concept = int(re.findall(r'id="concept-(\d+)"', card)[0])
         assert re.findall(r'<th scope="row">(\w+)</th><td>([+-][\d.]+)</td>', card)[:3] == [
@@ -306,16 +314,63 @@ def test_physics_effects_and_stability(written: Path) -> None:
         assert f'id="overview-{key}"' in text
 
 
+@pytest.mark.parametrize(
+    ("cosine", "chance", "label"),
+    [
+        (0.95, 0.0, "stable"),
+        (0.95, 0.4, "stable"),
+        (0.95, 0.8, "similar"),
+        (0.75, 0.0, "similar"),
+        (0.75, 0.5, "unstable"),
+        (0.4, 0.4, "as chance"),
+        (1.0, 1.0, "as chance"),
+    ],
+)
+def test_the_word_for_stability_goes_by_the_excess_above_chance(cosine: float, chance: float, label: str) -> None:
+    assert Stability(cosine, chance).label == label
+
+
+def test_a_dictionary_that_learned_nothing_is_not_called_stable(sae: SAEFNO) -> None:
+    torch.manual_seed(5)
+    twin, stranger = SAEFNO(3, 12, (5, 5)), SAEFNO(3, 12, (5, 5))
+    twin.load_state_dict(sae.state_dict(), strict=False)
+    assert {found.label for found in Evidence.of(sae, None, None, twin).stability.values()} == {"stable"}
+    labels = [found.label for found in Evidence.of(sae, None, None, stranger).stability.values()]
+    assert set(labels) <= {"unstable", "as chance"}
+    assert labels.count("as chance") >= 3
+
+
+@pytest.mark.parametrize(("fve", "below"), [({2: 0.5, 4: -0.25}, True), ({1: 0.25, 4: 0.5}, False)])
+def test_the_page_says_at_which_k_the_model_was_trained(
+    sae: SAEFNO, activations: Tensor, tmp_path: Path, fve: dict[int, float], below: bool
+) -> None:
+    arguments: dict[str, Any] = {"n_concepts": 1, "n_samples": 1}
+    text = report(sae, activations, path=tmp_path / "r.html", fve_by_k=fve, **arguments).read_text(encoding="utf-8")
+    assert "The model was trained at k = 2, concepts per sample" in text
+    assert ">trained at k = 2</text>" in text
+    assert ("worse than the mean of the layer" in text) == below
+
+
+def test_no_k_is_named_where_the_rules_have_none(activations: Tensor, tmp_path: Path) -> None:
+    sae = SAEFNO(3, 4, (3, 3), domain_rule=Rectify())
+    arguments: dict[str, Any] = {"fve_by_k": {1: 0.5}, "n_concepts": 1, "n_samples": 1}
+    text = report(sae, activations, path=tmp_path / "r.html", **arguments).read_text(encoding="utf-8")
+    assert 'id="overview-tradeoff"' in text
+    assert "trained at k" not in text
+
+
 def test_many_cards_are_text_until_opened(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sae = SAEFNO(1, 30, (3, 3), concept_rule=TopK(30))
     x = torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     page = report(sae, x, path=tmp_path / "r.html", inputs=x, n_concepts=30, n_samples=1)
-    outline = Outline(page.read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8")
+    outline = Outline(text)
     cards = [attributes for tag, attributes in outline.tags if tag == "details" and attributes.get("class") == "card"]
     stored = [attributes for tag, attributes in outline.tags if tag == "script" and attributes.get("type") == "text/html"]
     assert len(cards) == 24 + len(stored)
-    assert stored
+    assert [attributes["id"] for attributes in stored] == [f"body-{card['id']}" for card in cards[24:]]
+    assert text.index('type="text/html"') > text.index('performance.mark("ready")'), "the page waits for its cards"
     assert outline.open == []
     if CHROMIUM is not None:
         last = cards[-1]["id"]
