@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from shift import Strongest
+from strongest import Strongest
 from torch import Tensor
 
 import neuralop_sae as ns

@@ -20,7 +20,7 @@ import typer
 from common import RESULTS, Quick
 
 HERE = Path(__file__).parent
-SHARED = ("beds", "common", "fidelity", "glyphs", "large", "pairs", "remedies", "run_all", "synthetic_bed")
+SHARED = ("beds", "common", "fidelity", "glyphs", "large", "pairs", "remedies", "run_all", "strongest", "synthetic_bed")
 SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in SHARED)
 
 HEADER = """# What the method's claims come to here

@@ -12,11 +12,11 @@ import typer
 from beds import Bed
 from common import RESULTS, Criterion, Output, Quick, Row, Seeds, over_seeds, spread, write
 from matplotlib.figure import Figure
+from strongest import Strongest
 from torch import Tensor
 
 import neuralop_sae as ns
 from neuralop_sae.analysis.drawing import PALETTE, subplots
-from neuralop_sae.layers.sparsity import register_domain_rule
 from neuralop_sae.metrics import pearson, relative_l2
 from neuralop_sae.quickstart import Darcy
 
@@ -25,16 +25,6 @@ RATES = (3e-3, 1e-2)
 MATCHINGS = {"k": "equal concepts on per field", "nonzeros": "equal nonzeros per field"}
 NAMES = {"concepts": "SAE-FNO", "flat": "SAE-MLP"}
 POINTS = 16  # nonzeros per field at equal nonzeros; at 64 SAE-MLP had codes above zero in 20 only
-
-
-@register_domain_rule("Strongest")
-class Strongest(ns.LocalTopK):
-    """Of the codes of a field at all points, the k largest values, so that nonzeros are counted as those of SAE-MLP are."""
-
-    def compete(self, slots: Tensor) -> Tensor:
-        """Codes of the concepts that are on, ``(B, n, *grid)``."""
-        least = slots.detach().flatten(1).topk(self.k).values[:, -1]
-        return slots * (slots >= least.view(-1, *(1,) * (slots.ndim - 1)))
 
 
 def main(seeds: Seeds = 3, quick: Quick = False, output: Output = RESULTS) -> None:
