@@ -66,10 +66,12 @@ from .training.trainer import TrainingConfig, TrainingHistory, train
 
 if TYPE_CHECKING:  # on first use: they load pandas, xarray and matplotlib
     from .analysis import figures
+    from .analysis.agreement import pattern_correlation
     from .analysis.animation import animation
     from .analysis.attribution import attribute, check_by_ablation
     from .analysis.calculus import Globe, PeriodicBox, WalledBox
     from .analysis.causal import causal_test
+    from .analysis.closest import closest_concepts
     from .analysis.conservation import conservation, spectrum_drift
     from .analysis.physics import register_physics
     from .analysis.probes import probe
@@ -131,6 +133,7 @@ __all__ = [
     "causal_test",
     "check_by_ablation",
     "clamp",
+    "closest_concepts",
     "code_consistency",
     "codes_to_xarray",
     "compose",
@@ -148,6 +151,7 @@ __all__ = [
     "load",
     "load_operator",
     "patch",
+    "pattern_correlation",
     "probe",
     "pull",
     "push",
@@ -177,6 +181,8 @@ __all__ = [
 ]
 
 _LAZY = {
+    "closest_concepts": ".analysis.closest",
+    "pattern_correlation": ".analysis.agreement",
     "fve_by_k": ".analysis.tradeoff",
     "stability": ".analysis.relations",
     "animation": ".analysis.animation",

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import neuralop_sae as ns
 from neuralop_sae.cli import app
 from neuralop_sae.data.shallow_water import shallow_water
-from neuralop_sae.quickstart import PROBLEMS, Darcy, NavierStokes, ShallowWater, quickstart
+from neuralop_sae.quickstart import PROBLEMS, Darcy, NavierStokes, ShallowWater, prepare, quickstart
 from neuralop_sae.quickstart.result import Result
 
 SMALL = {"hidden_channels": 6, "n_layers": 2, "operator_epochs": 1, "n_concepts": 5}
@@ -84,6 +84,15 @@ def test_its_models_load_and_give_its_numbers(run):
     assert float(error.mean()) == pytest.approx(metrics["fno_relative_l2"], rel=1e-3)
 
 
+def test_what_is_prepared_is_what_it_looks_at(run):
+    output, metrics = run
+    lines = []
+    found = prepare(TINY, cache_dir=output / "data", progress=False, say=lines.append)
+    assert len(lines) == 4
+    assert {part: len(acts) for part, acts in found.activations.items()} == {"train": 24, "coarse": 6, "fine": 6}
+    assert found.metrics()["fve"] == pytest.approx(metrics["fve"], abs=1e-4)
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(run, tmp_path):
     again = quickstart(tmp_path, TINY, cache_dir=run[0] / "data", progress=False, say=lambda line: None)
@@ -111,6 +120,8 @@ def test_an_unusable_device_is_refused_before_any_work(tmp_path):
     lines = []
     with pytest.raises(ValueError, match="device 'abacus'"):
         quickstart(tmp_path, device="abacus", say=lines.append)
+    with pytest.raises(ValueError, match="device 'abacus'"):
+        prepare(TINY, cache_dir=tmp_path, device="abacus", say=lines.append)
     assert not lines
 
 

@@ -40,6 +40,11 @@ class Calculus(ABC):
         """Derivatives of a vector ``(..., n_dim, *grid)``: ``(..., component, direction, *grid)``; covariant on a sphere."""
         return self.gradient(vector)
 
+    def laplacian(self, field: Tensor) -> Tensor:
+        """``(..., *grid)`` -> ``(..., *grid)``, in units of the field per length squared: the divergence of the gradient."""
+        slopes = self.jacobian(self.gradient(field))
+        return slopes.diagonal(dim1=-self.n_dim - 2, dim2=-self.n_dim - 1).sum(-1)
+
     def velocity(self, vorticity: Tensor) -> Tensor:
         r"""The velocity ``(..., 2, *grid)`` without divergence that has a vorticity ``(..., *grid)``:
         :math:`(-\partial_2\psi, \partial_1\psi)` with :math:`\Delta\psi = \omega`. Mean vorticity is dropped, and no mean

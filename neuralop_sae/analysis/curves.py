@@ -1,4 +1,4 @@
-"""Figures of numbers: spectra of atoms, use of the dictionary, training."""
+"""Figures of numbers: spectra of atoms and of fields, use of the dictionary, training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..layers.basis import SpectralBasis
 from ..metrics import energy_quantile_count
 from ..models.base import SAE
+from .conservation import shell_energy
 from .drawing import GREY, INK, PALETTE, color_bar, subplots
 from .summaries import AtomSpectra, atom_spectra
 
@@ -98,6 +100,41 @@ def _spectra_map(spectra: AtomSpectra, label: str, indices: list[int]) -> Figure
     bar = color_bar(figure, image, ax, "energy relative to an impulse")
     bar.set_ticks([1 / span, 1.0, span], labels=[f"{tick:.2g}" for tick in (1 / span, 1.0, span)])
     bar.minorticks_off()
+    return figure
+
+
+def energy_figure(fields: Mapping[str, Tensor], basis: SpectralBasis) -> Figure:
+    """How the energy of fields is spread over wavenumbers, on a sphere over degrees: shares of each one's own, the mean of the
+    field left out.
+
+    Parameters
+    ----------
+    fields : mapping of str to Tensor
+        Up to seven, name -> ``(..., *grid)``: codes, atoms, states, changes, on any grid; energies are summed over the axes
+        before the grid.
+    basis : SpectralBasis
+        Of the domain, such as a model's.
+
+    Raises
+    ------
+    ValueError
+        If there are none or too many fields, or one is constant.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    if not 1 <= len(fields) <= len(PALETTE):
+        raise ValueError(f"lines are told apart for 1 to {len(PALETTE)} fields, got {len(fields)}: choose some of them")
+    figure, axes = subplots(1, 1, 4.6, 2.6)
+    ax = axes[0, 0]
+    for (name, field), color in zip(fields.items(), PALETTE, strict=False):
+        energy = shell_energy(field.detach().cpu().double(), basis)
+        waves = energy.reshape(-1, energy.shape[-1]).sum(0)[1:]
+        if waves.sum() <= 1e-20 * energy.sum():
+            raise ValueError(f"field {name!r} is constant: it has no energy but that of its mean")
+        ax.plot(range(1, len(waves) + 1), (waves / waves.sum()).numpy(), color=color, marker="o", markersize=3, label=name)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(title="energy, mean left out", xlabel=basis.wavenumber_label, ylabel="share of the energy", ylim=(0, None))
+    figure.legend(loc="outside right upper", fontsize=7, frameon=False, labelcolor=INK)
     return figure
 
 

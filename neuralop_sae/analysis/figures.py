@@ -20,7 +20,7 @@ from ..codes import ConceptCodes
 from ..layers.basis import SpectralBasis
 from ..metrics import pearson
 from ..models.base import SAE
-from .curves import history_figure, spectra_figure, usage_figure
+from .curves import energy_figure, history_figure, spectra_figure, usage_figure
 from .drawing import (
     GREY,
     INK,
@@ -50,6 +50,7 @@ __all__ = [
     "conservation_figure",
     "dominance_figure",
     "dose_response_figure",
+    "energy_figure",
     "field_image",
     "fields_figure",
     "fve_figure",

@@ -2,8 +2,9 @@
 
 from .flows import NavierStokes, ShallowWater
 from .problems import Darcy, Problem
-from .run import check_device, quickstart
+from .result import Result
+from .run import check_device, prepare, quickstart
 
 PROBLEMS: dict[str, type[Problem]] = {problem.key: problem for problem in (Darcy, ShallowWater, NavierStokes)}
 
-__all__ = ["PROBLEMS", "Darcy", "NavierStokes", "Problem", "ShallowWater", "check_device", "quickstart"]
+__all__ = ["PROBLEMS", "Darcy", "NavierStokes", "Problem", "Result", "ShallowWater", "check_device", "prepare", "quickstart"]

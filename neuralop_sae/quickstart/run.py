@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -62,29 +63,18 @@ def quickstart(
     started = time.perf_counter()
     output = Path(output)
     checkpoint.check_writable(output)
-    check_device(device)
-    torch.manual_seed(problem.seed)
     cache_dir = Path(cache_dir) if cache_dir else output / "data"
-    name = problem.operator_name
+    number = count(1)
 
-    say(f"1/5  {problem.title}: data")
-    splits = problem.splits(cache_dir, progress)
-    say(f"2/5  an {name} on {len(splits.train.x)} samples, by neuralop's Trainer")
-    operator, processor = train_operator(problem, splits.train, device, progress)
-    say(f"3/5  activations of {problem.site!r}")
-    parts = {"train": splits.train, "coarse": splits.coarse, "fine": splits.fine}
-    activations = {
-        part: capture(operator, problem.site, {"x": split.x, "y": split.y}, data_processor=processor)
-        for part, split in parts.items()
-    }
-    sae = problem.autoencoder().to(device)
-    say(f"4/5  an {type(sae).__name__} of {problem.n_concepts} concepts")
-    history = _train_autoencoder(problem, sae, activations["train"], progress)
-    with checkpoint.folder_atomically(output / name.lower()) as folder:
-        operator.save_checkpoint(folder, name.lower())  # type: ignore[operator]
+    def stage(line: str) -> None:
+        say(f"{next(number)}/5  {line}")
+
+    result = prepare(problem, cache_dir=cache_dir, device=device, progress=progress, say=stage)
+    splits, operator, sae = result.splits, result.operator, result.sae
+    with checkpoint.folder_atomically(output / problem.operator_name.lower()) as folder:
+        operator.save_checkpoint(folder, problem.operator_name.lower())  # type: ignore[operator]
     sae.save_pretrained(output / "sae")
-    say("5/5  what its concepts are")
-    result = Result(problem, splits, operator, processor, activations, sae, history)
+    stage("what its concepts are")
     metrics: dict[str, Any] = {**result.metrics(), "problem": problem.key, "site": problem.site, "seed": problem.seed}
     metrics["data"] = splits.name
     drawn = result.figures()
@@ -100,6 +90,59 @@ def quickstart(
     metrics["seconds"] = time.perf_counter() - started
     checkpoint.write_json(output / "metrics.json", metrics)
     return metrics
+
+
+def prepare(
+    problem: Problem,
+    *,
+    cache_dir: str | Path,
+    device: str = "cpu",
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> Result:
+    """Data, an operator trained on them, and an autoencoder of its activations, from nothing.
+
+    Parameters
+    ----------
+    problem : Problem
+        What to prepare, with its sizes and its seed.
+    cache_dir : path
+        Where generated data are kept.
+    device : str, optional
+        Where the models run.
+    progress : bool, optional
+        Whether to show progress bars.
+    say : callable, optional
+        Gets one line per stage.
+
+    Returns
+    -------
+    Result
+        ``splits`` (data: ``train``, and held out ``coarse`` and ``fine``), ``operator`` and its data ``processor``,
+        ``activations`` (from the name of a split to ``(N, channels, *grid)``), ``sae``, ``history``; with ``metrics()`` on
+        held-out data.
+
+    Raises
+    ------
+    ValueError
+        If the device cannot be used, before anything is computed.
+    """
+    check_device(device)
+    torch.manual_seed(problem.seed)
+    say(f"{problem.title}: data")
+    splits = problem.splits(Path(cache_dir), progress)
+    say(f"an {problem.operator_name} on {len(splits.train.x)} samples, by neuralop's Trainer")
+    operator, processor = train_operator(problem, splits.train, device, progress)
+    say(f"activations of {problem.site!r}")
+    parts = {"train": splits.train, "coarse": splits.coarse, "fine": splits.fine}
+    activations = {
+        part: capture(operator, problem.site, {"x": split.x, "y": split.y}, data_processor=processor)
+        for part, split in parts.items()
+    }
+    sae = problem.autoencoder().to(device)
+    say(f"an {type(sae).__name__} of {problem.n_concepts} concepts")
+    history = _train_autoencoder(problem, sae, activations["train"], progress)
+    return Result(problem, splits, operator, processor, activations, sae, history)
 
 
 def check_device(device: str) -> None:

@@ -67,6 +67,25 @@ def test_gradient_on_the_sphere(kind, grid):
     torch.testing.assert_close(slope[1], north, rtol=0, atol=1e-11)
 
 
+def test_laplacian_on_boxes():
+    x, y = coordinates((2.0, 0.5), (16, 20))
+    a, b = 2 * math.pi * 3 / 2.0, 2 * math.pi * 2 / 0.5
+    wave = torch.sin(a * x) * torch.cos(b * y)
+    torch.testing.assert_close(PeriodicBox((2.0, 0.5)).laplacian(wave + 5), -(a**2 + b**2) * wave, rtol=0, atol=1e-9)
+    parabola = 3 * x.square() - x * y + 0.5 * y.square()
+    stacked = WalledBox((2.0, 0.5)).laplacian(torch.stack([parabola, 2 * parabola]))
+    torch.testing.assert_close(stacked, torch.stack([torch.full_like(x, 7.0), torch.full_like(x, 14.0)]), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("kind", "grid"), GLOBES)
+def test_laplacian_of_a_spherical_harmonic(kind, grid):
+    globe = Globe(kind, radius=2.0)
+    latitude, longitude = angles(globe, grid)
+    harmonic = latitude.cos() ** 3 * latitude.sin() * (3 * longitude).cos()  # degree 4, order 3
+    found = globe.laplacian(harmonic)
+    torch.testing.assert_close(found, -4 * 5 / 2.0**2 * harmonic, rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize(("kind", "grid"), GLOBES)
 def test_solid_body_rotation_has_no_strain(kind, grid):
     """About a tilted axis, so that the flow crosses the poles: the covariant derivative is a rotation at each point."""

@@ -67,3 +67,29 @@ def test_spectra_on_the_sphere_are_by_degree() -> None:
     line = curves.spectra_figure(sphere(), [3]).axes[0].lines[1]
     assert line.get_xdata().tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_allclose(line.get_ydata(), summaries.atom_spectra(sphere(), [3]).gain()[0].numpy())
+
+
+def test_energy_of_fields_by_wavenumber() -> None:
+    s = torch.arange(16, dtype=torch.float64) / 16
+    two, five = (torch.sin(2 * torch.pi * k * s).expand(16, 16) for k in (2, 5))
+    fields = {"wave": torch.stack([two, two]) + 7, "both": two + 2 * five, "coarse": two[::2, ::2]}
+    figure = curves.energy_figure(fields, SAEFNO(3, 10, (5, 5), concept_rule=TopK(4)).basis)
+    ax = figure.axes[0]
+    wave, both, coarse = ({int(k): share for k, share in line.get_xydata() if share > 1e-9} for line in ax.lines)
+    assert wave == pytest.approx({2: 1.0})
+    assert both == pytest.approx({2: 0.2, 5: 0.8})
+    assert coarse == pytest.approx({2: 1.0})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["wave", "both", "coarse"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({}, "1 to 7 fields, got 0"),
+        ({"flat": torch.ones(2, 17, 32)}, "'flat' is constant"),
+        ({"off": torch.zeros(17, 32)}, "'off'"),
+    ],
+)
+def test_fields_without_a_spectrum_are_refused(fields: dict[str, torch.Tensor], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        curves.energy_figure(fields, sphere().basis)
