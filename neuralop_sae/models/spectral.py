@@ -149,8 +149,8 @@ class SpectralSAE(SAE):
         return self.exchange.spread(self.encoder_trunk(self._on_code_grid(x)))
 
     def _on_code_grid(self, x: Tensor) -> Tensor:
-        grid = x.shape[2:] if isinstance(self.code_grid, str) else self.code_grid
-        return self.basis.resample(self.normalize(x), grid)
+        field = self.normalize(x)
+        return self.basis.resample(field, x.shape[2:] if isinstance(self.code_grid, str) else self.code_grid)
 
     def _analyse(self, x: Tensor) -> Spectrum:
         """The field with its coefficients, as the first pass reads it."""
@@ -355,7 +355,7 @@ class SpectralSAE(SAE):
         started = decoder.skip is None and start_kernels(decoder, self._on_code_grid(x), generator)
         self.initialize_dictionary()
         if started:
-            self._fit_gain(x)
+            self._fit_gain(x[:8])  # no more memory than a step takes
 
     def _fit_gain(self, x: Tensor) -> None:
         """Multiply encoder and decoder by the root of the one factor that fits the activations best: Adam's steps are of one

@@ -84,7 +84,7 @@ def train(
 
     Examples
     --------
-    >>> import neuralop_sae as ns
+    >>> import torch, neuralop_sae as ns
     >>> sae = ns.SAEFNO(in_channels=4, n_concepts=8, n_modes=(5, 5), concept_rule=ns.TopK(4))
     >>> config = ns.TrainingConfig(n_epochs=1, batch_size=8)
     >>> history = ns.train(sae, torch.randn(16, 4, 12, 12), config, progress=False)

@@ -50,6 +50,8 @@ RULES = [
 SHARDED = ["TopK, no skip | {} | float64", "TopK, LocalTopK, energy | {} | float64", "BatchTopK, TopFraction | {} | float64"]
 SHARDS = [case.format("1 x 2") for case in [*RULES, *SHARDED]]
 DATA = [case.format("2 x 1") for case in [*RULES, "pointwise | {} | float64"]]
+SLOW = [case for case in DATA if case.startswith(("TopK, SoftLocalTopK", "trunks", "CP", "TT", "prefixes, ")) or "32" in case]
+DATA = [case for case in DATA if case not in SLOW]
 BOTH = ["TopK, SoftLocalTopK | 2 x 2 | float64", "Tucker | 2 x 2 | float64", "TopK, Rectify | 2 x 2 | float32"]
 
 
@@ -109,6 +111,17 @@ def test_shards_of_a_dictionary_learn_what_one_process_learns(two, case):
 @pytest.mark.parametrize("case", DATA)
 def test_data_ranks_learn_what_one_process_learns(two, case):
     check_case(case, two[case])
+
+
+@pytest.fixture(scope="module")
+def two_more():
+    return measure(2, *SLOW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW)
+def test_data_ranks_learn_what_one_process_learns_in_more_cases(two_more, case):
+    check_case(case, two_more[case])
 
 
 @pytest.mark.slow  # four processes
@@ -209,6 +222,7 @@ def short(acts, tmp_path_factory):
     return train_on_one(acts, tmp_path_factory.mktemp("short"), SHORT)
 
 
+@pytest.mark.slow  # two processes and an interpreter for each
 def test_the_command_on_two_processes_saves_the_model_of_one(acts, short, tmp_path):
     process = torchrun(2, "-m", "neuralop_sae.cli", *command(acts, tmp_path, SHORT, "--concept-parallel", 2))
     _, err = finish(process, 120)
