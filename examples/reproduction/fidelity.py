@@ -36,6 +36,7 @@ NAMES = {
     "random": "spectral concepts, operator with random weights",
 }
 RATES = dict.fromkeys(("concepts", "factorised", "pointwise", "wide", "cnn"), (1e-2, 3e-2, 1e-1)) | {"mlp": (1e-3, 3e-3, 1e-2)}
+SPECTRAL_RATE = 0.1  # of kernels, over that of everything else
 AS_CONCEPTS = ("tied", "unrolled", "lifted")  # trained at the rate of concepts
 CURVES = ("concepts", "pointwise")
 DRAWN = ("concepts", "factorised", "pointwise", "wide", "pca", "random")
@@ -74,7 +75,7 @@ def trained(bed: Bed, kind: str, k: int, p: int, rate: float, seed: int, steps: 
     torch.manual_seed(seed)
     sae, x = model(bed, kind, k, p), bed.activations["train"] if kind == "mlp" else bed.every_other("train")
     n_epochs = max(1, round(steps * 8 / len(x)))
-    config = ns.TrainingConfig(n_epochs=n_epochs, batch_size=8, learning_rate=rate, seed=seed)
+    config = ns.TrainingConfig(n_epochs=n_epochs, batch_size=8, learning_rate=rate, seed=seed, spectral_rate=SPECTRAL_RATE)
     ns.train(sae, x, config, progress=False)
     return sae
 

@@ -14,6 +14,10 @@ class TrainingConfig(BaseModel):
         Passes over the activations, and fields per step.
     learning_rate : float
         Peak of Adam's learning rate.
+    spectral_rate : float
+        Learning rate of spectral kernels, in units of `learning_rate`. A step of Adam moves every number alike, and so a
+        kernel of n modes root n times as far as a channel vector: with about one over that root (0.1 for 9 x 9 modes) and
+        a larger `learning_rate` both learn fast.
     warmup, decay : float
         Shares of the steps over which the rate rises from zero and, at the end, falls to zero.
     gradient_clip : float
@@ -48,6 +52,7 @@ class TrainingConfig(BaseModel):
     n_epochs: int = Field(10, ge=1)
     batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(3e-3, gt=0)
+    spectral_rate: float = Field(1.0, gt=0)
     warmup: float = Field(0.05, ge=0, le=1)
     decay: float = Field(0.4, ge=0, le=1)
     gradient_clip: float = Field(1.0, gt=0)

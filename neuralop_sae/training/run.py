@@ -95,7 +95,7 @@ class Run:
         self.parallel.shard_(self.sae)
         self.forward = self.parallel.wrap(self.sae)
         self.axes = self.sae.concept_axes()
-        self.update = Update(self.sae, self.parallel, self.config.gradient_clip)
+        self.update = Update(self.sae, self.parallel, self.config.gradient_clip, self.config.spectral_rate)
         self.dead = DeadConcepts(self.sae.n_concepts, self.config.dead_after, self.device)
 
     def order(self) -> Iterator[Tensor]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ..layers.concept_layer import ConceptLayer
 from ..layers.rows import RowGradient, RowGradients
 from ..models.base import SAE
 from .distributed import Single
@@ -24,14 +28,19 @@ class Update:
         The ranks that share the gradients.
     gradient_clip : float
         Largest norm of the whole gradient.
+    spectral_rate : float
+        Learning rate of spectral kernels over that of all other parameters.
     """
 
-    def __init__(self, sae: SAE, parallel: Single, gradient_clip: float) -> None:
+    def __init__(self, sae: SAE, parallel: Single, gradient_clip: float, spectral_rate: float = 1.0) -> None:
         self.parallel, self.gradient_clip = parallel, gradient_clip
         self.names, self.parameters = map(list, zip(*sae.named_parameters(), strict=True))
         self.views = [real_view(parameter) for parameter in self.parameters]
-        self.optimizer = torch.optim.Adam(self.views, fused=True)
-        self.row_optimizer = RowAdam(self.parameters)
+        convolutions = [module.conv for module in sae.modules() if isinstance(module, ConceptLayer)]
+        spectral = {p for conv in convolutions for name, p in conv.named_parameters() if name != "bias"}
+        rates = [spectral_rate if parameter in spectral else 1.0 for parameter in self.parameters]
+        self.optimizer = torch.optim.Adam(_groups(self.views, rates), fused=True)
+        self.row_optimizer = RowAdam(_groups(self.parameters, rates))
 
     def step(self, loss: Tensor, rows: RowGradients, learning_rate: float) -> None:
         """Follow the gradient of a loss; `rows` collects what of it comes by row."""
@@ -43,7 +52,7 @@ class Update:
         by_row = list(rows.sums())
         factor = self.clip(by_row)
         for group in (*self.optimizer.param_groups, *self.row_optimizer.param_groups):
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         self.optimizer.step()
         self.row_optimizer.step(rows=by_row, scale=factor)
 
@@ -88,6 +97,14 @@ class Update:
 
     def _moments(self, view: Tensor, parameter: Tensor) -> dict[str, dict[str, Tensor]]:
         return {"optimizer": self.optimizer.state[view], "row_optimizer": self.row_optimizer.state[parameter]}
+
+
+def _groups(tensors: Sequence[Tensor], rates: Sequence[float]) -> list[dict[str, Any]]:
+    """Groups of an optimiser, one for each rate."""
+    members: dict[float, list[Tensor]] = {}
+    for tensor, rate in zip(tensors, rates, strict=True):
+        members.setdefault(rate, []).append(tensor)
+    return [{"params": group, "rate": rate} for rate, group in members.items()]
 
 
 def real_view(tensor: Tensor, like: Tensor | None = None) -> Tensor:

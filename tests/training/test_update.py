@@ -50,3 +50,21 @@ def test_a_parameter_used_whole_and_by_row_has_the_gradient_of_the_sum(model: st
         update.step(loss_of(sae, x), rows, 1e-3)
     for parameter, gradient in zip(sae.parameters(), expected, strict=True):
         torch.testing.assert_close(found[parameter], torch.zeros_like(parameter) if gradient is None else gradient)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_spectral_kernels_have_a_rate_of_their_own(model: str) -> None:
+    """A first step of Adam moves every number that has a gradient by its rate."""
+    torch.manual_seed(0)
+    sae = MODELS[model]().double()
+    before = {name: parameter.detach().clone() for name, parameter in sae.named_parameters()}
+    update, x = Update(sae, Single(), gradient_clip=1e9, spectral_rate=0.25), torch.randn(4, 2, 12, dtype=torch.float64)
+    with RowGradients() as rows:
+        update.step(loss_of(sae, x), rows, 1e-3)
+    for name, parameter in sae.named_parameters():
+        moved = parameter.detach() - before[name]
+        moved = torch.view_as_real(moved) if moved.is_complex() else moved
+        moved = moved[moved.abs() > 1e-5].abs()
+        expected = 0.25e-3 if ".conv.weight.tensor" in name else 1e-3
+        assert len(moved), name
+        torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=1e-2, atol=0)
