@@ -33,8 +33,8 @@ class RowAdam(torch.optim.Optimizer):
 
     Parameters
     ----------
-    params : iterable of Parameter
-        Parameters that may have rows.
+    params : iterable of Parameter or dict
+        Parameters that may have rows, or groups of them.
     lr, betas, eps : float, (float, float), float
         As in torch.optim.Adam.
 
@@ -45,7 +45,7 @@ class RowAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
