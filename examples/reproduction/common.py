@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from neuralop_sae import __version__, checkpoint
 
 RESULTS = Path(__file__).parent / "results"
+STANDING_STILL = 1e-12  # a learning rate that leaves a dictionary as training starts it
 
 Seeds = Annotated[int, typer.Option(help="How many seeds, from 0.")]
 Quick = Annotated[bool, typer.Option(help="Tiny sizes: seconds, to see that it runs. Its figures mean nothing.")]

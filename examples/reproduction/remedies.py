@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from beds import Bed
-from common import Criterion, Row, spread, write
+from common import STANDING_STILL, Criterion, Row, spread, write
 from large import RATE, measured
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -81,7 +81,6 @@ class Archetypes(nn.Module):
         sae.concept_encoder.copy_adjoint(sae.concept_decoder)
 
 
-STANDING_STILL = 1e-12  # a learning rate that leaves a dictionary as training starts it
 FEW = ns.TopK(32)
 REMEDIES: dict[str, tuple[ns.ConceptRule, dict[str, Any]]] = {
     "32 per sample": (FEW, {}),

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 from beds import Bed, darcy
-from common import RESULTS, Criterion, Output, Quick, Row, Seeds, spread, write
+from common import RESULTS, STANDING_STILL, Criterion, Output, Quick, Row, Seeds, spread, write
 from fidelity import COMPARED, NAMES, SPARSITIES, trained, tuned
 from matplotlib.figure import Figure
 from pairs import Dictionary, alike
@@ -19,7 +19,6 @@ from neuralop_sae.analysis.drawing import PALETTE, subplots
 KINDS = ("concepts", "pointwise")
 PAIRS = {"seeds": "two seeds", "levels": "two sparsity levels", "start": "two seeds before training"}
 USE = ("fve", "usage_entropy", "dead_fraction", "c90", "l0_local")
-STANDING_STILL = 1e-12  # a learning rate that leaves a dictionary as training starts it
 
 
 def main(seeds: Seeds = 3, quick: Quick = False, output: Output = RESULTS) -> None:

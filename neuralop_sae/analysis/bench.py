@@ -142,10 +142,6 @@ class Bench:
             self._energies[run] = sum(float(square.double().sum()) for square in squares) / self.n_samples
         return self._energies[run]
 
-    def measure(self, run: Run) -> Measured:
-        """Effects of a run on all samples."""
-        return _joined(run, [self._part(run, batch) for batch in self.batches], self.n_samples)
-
     def measure_all(self, runs: Collection[Run], progress: bool = False) -> dict[Run, Measured]:
         """Effects of many runs. What the operator computes before the site it computes once per batch, not for each."""
         parts: dict[Run, list[Part]] = {run: [] for run in runs}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from .drawing import GREY, INK, PALETTE, color_bar, subplots
 from .evidence import LEVEL, name_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -98,10 +99,7 @@ def dose_response_figure(effects: pd.DataFrame, *, neutral: float = 1.0, units: 
         From outcome to unit.
     """
     concepts, outcomes = (list(dict.fromkeys(effects[column])) for column in ("concept", "outcome"))
-    if not 1 <= len(concepts) <= len(PALETTE):
-        raise ValueError(
-            f"lines are told apart for 1 to {len(PALETTE)} concepts, got {len(concepts)}: choose some of the rows"
-        )
+    _check_lines(concepts, "concepts")
     n_columns = min(3, len(outcomes))
     figure, axes = subplots(-(-len(outcomes) // n_columns), n_columns, 3.0, 2.5)
     for ax in axes.flat[len(outcomes) :]:
@@ -117,8 +115,7 @@ def dose_response_figure(effects: pd.DataFrame, *, neutral: float = 1.0, units: 
         unit = (units or {}).get(outcome)
         ax.set(title=outcome, xlabel="dose", ylabel="effect" + (f" ({unit})" if unit else ""))
         ax.title.set_parse_math(False)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False, labelcolor=INK)
+    _legend_below(figure, axes[0, 0])
     return figure
 
 
@@ -137,10 +134,7 @@ def conservation_figure(
         From quantity to unit.
     """
     rollouts, quantities = (list(dict.fromkeys(drifts[column])) for column in ("rollout", "quantity"))
-    if not 1 <= len(rollouts) <= len(PALETTE):
-        raise ValueError(
-            f"lines are told apart for 1 to {len(PALETTE)} rollouts, got {len(rollouts)}: choose some of the rows"
-        )
+    _check_lines(rollouts, "rollouts")
     figure, axes = subplots(1, len(quantities), 3.2, 2.6)
     for ax, quantity in zip(axes.flat, quantities, strict=True):
         ax.axhline(0.0, color=GREY, linewidth=0.8)
@@ -151,8 +145,7 @@ def conservation_figure(
         named = (units or {}).get(quantity)
         ax.set(title=quantity, xlabel=f"time of the rollout ({unit})", ylabel="drift" + (f" ({named})" if named else ""))
         ax.title.set_parse_math(False)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False, labelcolor=INK)
+    _legend_below(figure, axes[0, 0])
     return figure
 
 
@@ -210,3 +203,13 @@ def stability_figure(stability: Tensor, chance: Tensor | None = None) -> Figure:
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="cosine with the matched concept", ylabel="concepts", xlim=(lowest, 1.0))
     return figure
+
+
+def _check_lines(names: Sequence[Any], what: str) -> None:
+    if not 1 <= len(names) <= len(PALETTE):
+        raise ValueError(f"lines are told apart for 1 to {len(PALETTE)} {what}, got {len(names)}: choose some of the rows")
+
+
+def _legend_below(figure: Figure, ax: Axes) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False, labelcolor=INK)
