@@ -89,7 +89,7 @@ print({name: round(float(outcome(test.y).mean()), 4) for name, outcome in outcom
 settings = {"outcomes": outcomes, "controls": ["norm"], "data_processor": found.processor, "batch_size": 100}
 effect = ns.causal_test(found.operator, problem.site, sae, {"x": test.x, "y": test.y}, concept, **settings)
 columns = ["outcome", "effect", "low", "high", "control_mean", "control_std", "p_value"]
-print(effect.tests.merge(effect.effects)[columns].round(4).to_string(index=False))
+print(effect.tests[columns].round(4).to_string(index=False))
 plt.figure(figures.dose_response_figure(effect.effects))
 plt.show()
 

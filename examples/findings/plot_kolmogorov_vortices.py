@@ -90,7 +90,7 @@ moved = ns.causal_test(
     **settings,
 )
 columns = ["outcome", "effect", "low", "high", "control_mean", "control_std", "p_value"]
-print(moved.tests.merge(moved.effects)[columns].round(3).to_string(index=False))
+print(moved.tests[columns].round(3).to_string(index=False))
 
 # %%
 # Does the rollout follow

@@ -86,7 +86,7 @@ outcomes = {f"degrees {low}-{high}": degrees(low, high) for low, high in ((1, 4)
 settings = {"outcomes": outcomes | {"vorticity": lambda y: y[:, 1]}, "controls": ["norm"], "trajectory": trajectory}
 steered = ns.causal_test(model, problem.site, sae, start, vortex, **settings)
 columns = ["outcome", "effect", "low", "high", "control_mean", "control_std", "p_value"]
-print(steered.tests.merge(steered.effects)[columns].round(3).to_string(index=False))
+print(steered.tests[columns].round(3).to_string(index=False))
 print(steered.places.drop(columns=["concept", "outcome"]).round(2).to_string(index=False))
 plt.figure(figures.dose_response_figure(steered.effects[steered.effects.outcome.isin(outcomes)]))
 

@@ -120,13 +120,13 @@ def causal_test(
         ``effects``, by concept, outcome and dose: ``effect`` (mean over samples), its bootstrap interval ``low`` to ``high``,
         ``energy`` (mean square of the change of the activation, summed over channels, in its units) and
         ``effect_per_energy``. ``controls``: the same of each control, with the ``tested`` concept and the ``kind``. ``tests``,
-        by concept, outcome and kind, at the first dose: ``effect``, mean and standard deviation of the controls' effects,
-        ``p_value`` (the share of concept and controls whose effect is at least as large in absolute value) and ``q_value``
-        (Benjamini and Hochberg's over the tested concepts, by outcome and kind). ``dose_response``: least-squares ``slope`` of
-        the mean effect on the dose and their Spearman correlation ``monotonicity``, the neutral dose with its effect of zero
-        included; an rms grows to both sides of it. ``places``, for fields, by concept, outcome and dose: mean absolute change
-        ``inside`` and ``outside`` of where the concept's code is not zero, and ``correlation`` of the absolute change with
-        the absolute code over the domain; means over the samples in which it is on.
+        by concept, outcome and kind, at the first dose: ``effect`` with ``low`` and ``high``, mean and standard deviation of
+        the controls' effects, ``p_value`` (the share of concept and controls whose effect is at least as large in absolute
+        value) and ``q_value`` (Benjamini and Hochberg's over the tested concepts, by outcome and kind). ``dose_response``:
+        least-squares ``slope`` of the mean effect on the dose and their Spearman correlation ``monotonicity``, the neutral
+        dose with its effect of zero included; an rms grows to both sides of it. ``places``, for fields, by concept, outcome
+        and dose: mean absolute change ``inside`` and ``outside`` of where the concept's code is not zero, and ``correlation``
+        of the absolute change with the absolute code over the domain; means over the samples in which it is on.
 
     Notes
     -----
@@ -214,11 +214,11 @@ def _tests(effects: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     """Each effect beside those of its controls."""
     rows = []
     for (concept, outcome, kind), group in controls.groupby(["tested", "outcome", "kind"], sort=False):
-        effect = effects[(effects.concept == concept) & (effects.outcome == outcome)].effect.item()
-        as_large = int((group.effect.abs() >= abs(effect)).sum())
+        own = effects[(effects.concept == concept) & (effects.outcome == outcome)].iloc[0]
+        as_large = int((group.effect.abs() >= abs(own.effect)).sum())
         p_value = (1 + as_large) / (1 + len(group))
-        rows.append((concept, outcome, kind, effect, group.effect.mean(), group.effect.std(), p_value))
-    columns = ["concept", "outcome", "kind", "effect", "control_mean", "control_std", "p_value"]
+        rows.append((concept, outcome, kind, own.effect, own.low, own.high, group.effect.mean(), group.effect.std(), p_value))
+    columns = ["concept", "outcome", "kind", "effect", "low", "high", "control_mean", "control_std", "p_value"]
     table = pd.DataFrame(rows, columns=columns)
     return table.assign(q_value=table.groupby(["outcome", "kind"]).p_value.transform(false_discovery))
 

@@ -100,7 +100,7 @@ def dose_response_figure(effects: pd.DataFrame, *, neutral: float = 1.0, units: 
     """
     concepts, outcomes = (list(dict.fromkeys(effects[column])) for column in ("concept", "outcome"))
     _check_lines(concepts, "concepts")
-    n_columns = min(3, len(outcomes))
+    n_columns = 2 if len(outcomes) in (2, 4) else min(3, len(outcomes))
     figure, axes = subplots(-(-len(outcomes) // n_columns), n_columns, 3.0, 2.5)
     for ax in axes.flat[len(outcomes) :]:
         ax.set_visible(False)

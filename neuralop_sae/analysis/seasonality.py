@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import numpy as np
 import pandas as pd
 import scipy.sparse
@@ -11,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..attach.capture import eval_mode
+from ..data.labels import Labels
 from ..models.base import SAE
 from .inference import MANY, Array, Bootstrap, Index, Series, false_discovery, interval, pooled_p_values
 
@@ -20,7 +23,7 @@ def seasonality(
     sae: SAE,
     acts: Tensor,
     time: ArrayLike,
-    period: float,
+    period: float | str | timedelta | np.timedelta64,
     *,
     trajectory: ArrayLike | None = None,
     n_harmonics: int = 1,
@@ -47,9 +50,9 @@ def seasonality(
     acts : Tensor
         Activations ``(N, channels, *grid)``.
     time : array_like
-        ``(N,)``, in any unit.
-    period : float
-        T, in the same.
+        ``(N,)``, as numbers in any unit or as dates (``datetime64``).
+    period : float, or str, timedelta or timedelta64
+        T: a number in the unit of `time`; for dates a length of time, ``"365.2425D"`` or ``"24h"``.
     trajectory : array_like, optional
         ``(N,)``; by default all samples are of one.
     n_harmonics : int
@@ -62,10 +65,13 @@ def seasonality(
     pandas.DataFrame
         A row for each concept: ``concept``, ``share`` with ``low`` and ``high``, ``chance`` (its mean under the null
         hypothesis), ``p_value``, ``q_value`` (Benjamini and Hochberg's over concepts), ``peak`` (the time in [0, T) at which
-        the first harmonic is largest) and ``frequency``. NaN for a concept whose norm never changes.
+        the first harmonic is largest; of dates since 1970-01-01, and so after midnight UTC or after the first of January, with
+        ``peak_unit``) and ``frequency``. NaN for a concept whose norm never changes.
 
     Raises
     ------
+    TypeError
+        If dates meet a period that is a number, or numbers one that is a length of time.
     ValueError
         If the samples are of one block, or an argument is out of range.
 
@@ -79,9 +85,11 @@ def seasonality(
     >>> len(table)
     4
     """
+    moments, unit = Labels.of(time, None, len(acts)).elapsed(since_first=False)
+    period = _in_unit(period, unit)
     if not (period > 0 and n_harmonics >= 1):
         raise ValueError(f"period is above 0 and n_harmonics at least 1, got {period} and {n_harmonics}")
-    series = Series.of(len(acts), trajectory, time)
+    series = Series.of(len(acts), trajectory, moments)
     cycle = np.floor(series.time / period)
     many = series.trajectory.max() + 1 >= MANY
     keys = series.trajectory[None] if many else np.stack([series.trajectory, cycle])
@@ -110,7 +118,21 @@ def seasonality(
         "peak": np.where(np.isfinite(share[0]), np.arctan2(first[1], first[0]) % (2 * np.pi) * period / (2 * np.pi), np.nan),
         "frequency": np.diff(norms.tocsc().indptr) / len(acts),
     }
-    return pd.DataFrame(columns)
+    table = pd.DataFrame(columns)
+    if unit is not None:
+        table.insert(table.columns.get_loc("peak") + 1, "peak_unit", unit)
+    return table
+
+
+def _in_unit(period: float | str | timedelta | np.timedelta64, unit: str | None) -> float:
+    """A period as a number, in a unit of dates or as it is."""
+    if unit is None:
+        if isinstance(period, str | timedelta | np.timedelta64):
+            raise TypeError(f"period={period!r} is a length of time, but time holds numbers: pass a number in their unit")
+        return float(period)
+    if not isinstance(period, str | timedelta | np.timedelta64):
+        raise TypeError(f"time holds dates: pass period as a length of time, '365.2425D' or numpy.timedelta64; got {period!r}")
+    return float(pd.Timedelta(period) / pd.Timedelta(1, unit))
 
 
 def _norms(sae: SAE, acts: Tensor, batch_size: int, progress: bool) -> scipy.sparse.csr_array:

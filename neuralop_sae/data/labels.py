@@ -74,15 +74,16 @@ class Labels(NamedTuple):
         """``(N,)`` datetime64 in microseconds, where dates were given."""
         return None if self.time is None or self.time_units != EPOCH else self.time.numpy().astype("datetime64[us]")
 
-    def elapsed(self) -> tuple[np.ndarray | None, str | None]:
-        """Time as people count it: of dates ``(N,)`` float64 since the first, in the longest unit ("days", "hours", ...) of
-        which all steps are whole multiples, and this unit; of numbers these, without one."""
+    def elapsed(self, *, since_first: bool = True) -> tuple[np.ndarray | None, str | None]:
+        """Time as people count it: of dates ``(N,)`` float64 since the first, or since 1970-01-01, in the longest unit
+        ("days", "hours", ...) of which all steps are whole multiples, and this unit; of numbers these, without one."""
         if self.time is None or self.time_units != EPOCH:
             return (None if self.time is None else self.time.numpy()), None
-        since = self.time.numpy() - self.time.numpy().min()
+        first = self.time.numpy().min()
+        since = self.time.numpy() - first
         step = np.gcd.reduce(since)
         unit = next(name for name, length in _UNITS.items() if step % length == 0)
-        return since / _UNITS[unit], unit
+        return (since if since_first else since + first) / _UNITS[unit], unit
 
     def tensors(self) -> dict[str, Tensor]:
         """Those that are known, by name."""

@@ -112,13 +112,16 @@ def test_dose_response() -> None:
 
 
 def test_the_strong_concept_stands_out_and_the_idle_one_does_not() -> None:
-    tests = run(n_controls=4).tests.set_index(["concept", "outcome", "kind"])
+    result = run(n_controls=4)
+    tests = result.tests.set_index(["concept", "outcome", "kind"])
     for kind in ("random", "frequency", "norm"):
         strong, idle = (tests.loc[(c, "channel 0", kind)] for c in (0, 5))
         assert strong.p_value == pytest.approx(1 / 5)  # the largest of five
         assert idle.p_value == 1
         assert strong.q_value == pytest.approx(2 / 5)  # the smaller of two
         assert abs(strong.effect) > abs(strong.control_mean)
+        first = effect_of(result, 0, "channel 0", 0.0)
+        assert (strong.effect, strong.low, strong.high) == (first.effect, first.low, first.high)
 
 
 def test_controls_of_matched_norm_remove_the_same_energy() -> None:

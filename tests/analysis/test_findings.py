@@ -53,6 +53,15 @@ def test_dose_response_goes_through_the_neutral_dose() -> None:
         figures.dose_response_figure(pd.concat([effects.assign(concept=c) for c in range(8)]))
 
 
+@pytest.mark.parametrize(("n_outcomes", "shape"), [(1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (5, (2, 3))])
+def test_panels_of_outcomes(n_outcomes, shape) -> None:
+    rows = [(0, f"outcome {i}", 0.0, 1.0, 0.5, 1.5) for i in range(n_outcomes)]
+    effects = pd.DataFrame(rows, columns=["concept", "outcome", "dose", "effect", "low", "high"])
+    figure = figures.dose_response_figure(effects)
+    assert figure.axes[0].get_gridspec().get_geometry() == shape
+    assert sum(ax.get_visible() for ax in figure.axes) == n_outcomes
+
+
 def test_drift_of_rollouts() -> None:
     drifts = pd.DataFrame(
         {"rollout": "clean", "quantity": "mass", "step": range(3), "drift": [0.0, 1, 4], "low": 0, "high": 5}

@@ -1,3 +1,5 @@
+from datetime import timedelta
+
 import numpy as np
 import pytest
 import torch
@@ -61,3 +63,20 @@ def test_what_is_refused(channels):
         seasonality(channels(1, LINE), torch.rand(10, 1, 8), np.arange(10), period=12)
     with pytest.raises(ValueError, match="period is above 0"):
         seasonality(channels(1, LINE), torch.rand(10, 1, 8), np.arange(10), period=0)
+    dates = np.datetime64("2020-01-01") + np.arange(10)
+    with pytest.raises(TypeError, match="pass period as a length of time"):
+        seasonality(channels(1, LINE), torch.rand(10, 1, 8), dates, period=5.0)
+    with pytest.raises(TypeError, match="but time holds numbers"):
+        seasonality(channels(1, LINE), torch.rand(10, 1, 8), np.arange(10), period="5D")
+
+
+@pytest.mark.parametrize("period", ["365.2425D", np.timedelta64(31556952, "s"), timedelta(days=365.2425)])
+def test_a_year_of_dates(channels, period):
+    """Largest in mid July, from fields of every tenth day of six years."""
+    dates = np.datetime64("2001-03-01") + 10 * np.arange(219)
+    days = (dates - np.datetime64("1970-01-01")).astype(float)
+    norms = torch.from_numpy(2 + np.cos(2 * np.pi * (days - 195) / 365.2425))[:, None]
+    table = seasonality(channels(1, LINE), with_norms(norms), dates, period)
+    assert table.share[0] == pytest.approx(1)
+    assert table.peak[0] == pytest.approx(195)
+    assert table.peak_unit[0] == "days"

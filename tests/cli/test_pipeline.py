@@ -146,12 +146,15 @@ def test_a_model_that_is_no_folder_and_no_name_is_not_asked_for(store, where, mo
 
 def test_the_hub_is_asked_for_names(store, sae, monkeypatch):
     asked = []
-    client = SimpleNamespace(snapshot_download=lambda name, **_: asked.append(name) or str(sae))
+    client = SimpleNamespace(snapshot_download=lambda name, **given: asked.append((name, given["revision"])) or str(sae))
     monkeypatch.setattr(hub, "_huggingface_hub", lambda: client)
-    result = call("evaluate", "--sae", "me/darcy", "--activations", store, "--site", SITES[1], "--json")
-    assert result.exit_code == 0, result.output
-    assert asked == ["me/darcy"]
-    assert "there is no folder me/darcy; asking the Hugging Face Hub for it" in result.stderr
+    flags = ["--activations", store, "--site", SITES[1], "--json"]
+    for revision in ([], ["--revision", "v1"]):
+        result = call("evaluate", "--sae", "me/darcy", *revision, *flags)
+        assert result.exit_code == 0, result.output
+        assert "there is no folder me/darcy; asking the Hugging Face Hub for it" in result.stderr
+    assert asked == [("me/darcy", None), ("me/darcy", "v1")]
+    check_refused(call("evaluate", "--sae", sae, "--revision", "v1", *flags), "is a folder, which has no revisions")
 
 
 def test_faithfulness_needs_both_model_and_inputs(folder, store, sae):
