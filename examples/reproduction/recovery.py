@@ -1,16 +1,17 @@
-"""Recovery of known concepts, and of the places where they fire, on the plane and on the sphere."""
+"""Recovery of known concepts, and of the places where they fire, by every model that has concepts to compare: what
+recovery_plane.py and recovery_sphere.py share."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-import typer
-from common import RESULTS, Criterion, Output, Quick, Row, Seeds, over_seeds, spread, write
+from common import Criterion, Row, over_seeds, spread, write
 from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 from synthetic_bed import fit
@@ -25,24 +26,35 @@ from neuralop_sae.data.synthetic import SyntheticConcepts, SyntheticData
 
 CHANNELS = 4
 N_CONCEPTS = 8  # learned; five are known
-RATES = (1e-2, 3e-2)
+N_FIELDS = 64  # concepts of models of whole fields, which need one for each place
 PENALTY = 0.06
 RULES: dict[str, Any] = {"concept_rule": "All", "domain_rule": "Rectify"}
 NAMES = {
     "fno": "SAEFNO",
-    "cnn": "SAECNN",
     "zonal": "SAESFNO, zonal",
     "positional": "SAESFNO, positional",
+    "tied": "tied encoder",
+    "unrolled": "unrolled encoder",
+    "cnn": "SAECNN",
     "pointwise": "pointwise SAE",
+    "mlp": "SAE-MLP",
     "pca": "principal components of points",
+    "fields": "principal components of fields",
 }
-COMPARED = {"plane": ("fno", "cnn", "pointwise", "pca"), "sphere": ("zonal", "positional", "pointwise", "pca")}
+_RIVALS = ("pointwise", "mlp", "pca", "fields")
+COMPARED = {
+    "plane": ("fno", "tied", "unrolled", "cnn", *_RIVALS),
+    "sphere": ("zonal", "positional", "tied", "unrolled", *_RIVALS),
+}
 OF_POINTS = ("pointwise", "pca")
+FITTED = ("pca", "fields")
+RATES = dict.fromkeys(NAMES, (1e-2, 3e-2)) | {"mlp": (3e-3, 1e-2)}
+ENCODERS: dict[str, dict[str, Any]] = {"tied": {"encoder": "tied"}, "unrolled": {"encoder": "unrolled", "n_iterations": 4}}
 GRID = {"plane": (24, 24), "sphere": (25, 48)}
 FINE = {"plane": (72, 72), "sphere": (49, 96)}
 TOLERANCE = {"plane": 0.06, "sphere": 0.2}  # units of length, radians: a step and a half of the grid
 SHOWN = 1  # the concept that is drawn
-Values = dict[str, dict[str, list[float]]]
+Values = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -85,20 +97,20 @@ class Bed:
         return match_atoms(self.turn(sae, self.learned(sae)), self.atoms, sae.basis)
 
     def learned(self, sae: ns.SAE) -> Tensor:
-        """Learned atoms on the fine grid, ``(8, 4, *fine grid)``."""
-        return sae.basis.resample(sae.atoms(range(N_CONCEPTS), GRID[self.domain]), FINE[self.domain])
+        """Learned atoms on the fine grid, ``(p, 4, *fine grid)``."""
+        return sae.basis.resample(sae.atoms(range(sae.n_concepts), GRID[self.domain]), FINE[self.domain])
 
     def codes(self, sae: ns.SAE) -> Tensor:
         """Of the test fields, ``(n_test, p, *grid)``."""
         with torch.no_grad():
             codes = sae.encode(self.test.x).to_dense()
-        return codes if isinstance(sae, ns.SAEPointwise | ns.PCA) else self.turn(sae, codes.transpose(0, 1)).transpose(0, 1)
+        return self.turn(sae, codes.transpose(0, 1)).transpose(0, 1)
 
     def turn(self, sae: ns.SAE, fields: Tensor) -> Tensor:
-        """Atoms or codes of all concepts, ``(8, ..., *grid)``, on the sphere to the other side of it where the atom is there
-        more like a known concept. With ``(-1)^l`` for each degree a kernel goes to the antipode; its code goes there too, and
-        all reconstructions are the same: the sphere's counterpart of moving a concept on the plane."""
-        if self.domain == "plane":
+        """Atoms or codes of all concepts, ``(p, ..., *grid)``; of an SAESFNO on the other side of the sphere where the atom is
+        there more like a known concept. With ``(-1)^l`` for each degree a kernel goes to the antipode; its code goes there
+        too, and all reconstructions are the same: the sphere's counterpart of moving a concept on the plane."""
+        if not isinstance(sae, ns.SAESFNO):
             return fields
         atoms = self.learned(sae)
         here, there = (alike(each, self.atoms, sae.basis).amax(1) for each in (atoms, antipodal(atoms)))
@@ -132,47 +144,51 @@ def model(name: str, seed: int, domain: str) -> ns.SAE:
     """An untrained dictionary."""
     torch.manual_seed(seed)
     grid = "equiangular" if domain == "sphere" else None
-    if name == "fno":
-        return ns.SAEFNO(CHANNELS, N_CONCEPTS, (17, 17), skip=None, **RULES)
     if name == "cnn":
         return ns.SAECNN(CHANNELS, N_CONCEPTS, (11, 11), **RULES)
     if name == "pointwise":
         return ns.SAEPointwise(CHANNELS, N_CONCEPTS, k=2, grid=grid)
+    if name == "mlp":
+        return ns.SAEMLP(CHANNELS, N_FIELDS, GRID[domain], k=6, sht_grid=grid)
     if name == "pca":
         return ns.PCA(CHANNELS, CHANNELS, grid=grid)
-    return ns.SAESFNO(CHANNELS, N_CONCEPTS, (13, 26), kernel=name, isotropic=name == "zonal", skip=None, **RULES)
+    if name == "fields":
+        return ns.FieldPCA(CHANNELS, N_FIELDS, GRID[domain], sht_grid=grid)
+    options = {"skip": None, **RULES, **ENCODERS.get(name, {})}
+    if domain == "plane":
+        return ns.SAEFNO(CHANNELS, N_CONCEPTS, (17, 17), **options)
+    zonal = name != "positional"
+    return ns.SAESFNO(CHANNELS, N_CONCEPTS, (13, 26), kernel="zonal" if zonal else name, isotropic=zonal, **options)
 
 
 @cache
 def trained(bed: Bed, name: str, rate: float) -> ns.SAE:
     """A dictionary of this bed; principal components are fitted, whatever the rate."""
     sae = model(name, bed.seed, bed.domain)
-    if isinstance(sae, ns.PCA):
+    if isinstance(sae, ns.PCA | ns.FieldPCA):
         sae.fit(bed.train)
         return sae.eval()
-    penalty = 0.0 if name in OF_POINTS else PENALTY
+    penalty = 0.0 if name in _RIVALS else PENALTY
     return fit(sae, bed.train, rate=rate, steps=bed.steps, seed=bed.seed, penalty=penalty, batch_size=32)
 
 
-def main(seeds: Seeds = 3, quick: Quick = False, output: Output = RESULTS) -> None:
-    """Matched cosine with chance, precision and recall of events."""
+def run(domain: str, script: str, *, seeds: int, quick: bool, output: Path) -> None:
+    """Matched cosine with chance, precision and recall of events; written."""
     started = time.perf_counter()
-    seeds = 1 if quick else seeds
-    beds = {domain: Bed(domain, 0, *((40, 5, 10) if quick else ())) for domain in COMPARED}
-    rates = {domain: {name: tuned(bed, name, seeds) for name in COMPARED[domain]} for domain, bed in beds.items()}
-    values = {domain: over_seeds(partial(measure, bed, rates[domain]), seeds) for domain, bed in beds.items()}
-    bed = beds["plane"]
+    bed, seeds = (Bed(domain, 0, 80, 5, 10), 1) if quick else (Bed(domain, 0), seeds)
+    rates = {name: tuned(bed, name, seeds) for name in COMPARED[domain]}
+    values = over_seeds(partial(measure, bed, rates), seeds)
     settings = {"seeds": seeds, "steps": bed.steps, "fields": bed.n_train, "rates": rates, "penalty": PENALTY}
-    figure = draw(values, beds, rates)
-    write(__file__, output, rows=table(values), values=values, figure=figure, settings=settings, started=started)
+    rows = [kernels(domain, values), in_place(domain, values)]
+    write(script, output, rows=rows, values=values, figure=draw(values, bed, rates), settings=settings, started=started)
 
 
 def tuned(bed: Bed, name: str, seeds: int) -> float:
     """The learning rate with the highest mean matched cosine over the seeds."""
-    if name == "pca":
-        return RATES[0]
+    if name in FITTED:
+        return RATES[name][0]
     beds = [replace(bed, seed=seed) for seed in range(seeds)]
-    found = {rate: fmean(each.match(trained(each, name, rate)).matched_cosine for each in beds) for rate in RATES}
+    found = {rate: fmean(each.match(trained(each, name, rate)).matched_cosine for each in beds) for rate in RATES[name]}
     print(bed.domain, name, {rate: round(cosine, 3) for rate, cosine in found.items()}, flush=True)
     return max(found, key=found.__getitem__)
 
@@ -189,7 +205,8 @@ def measure(like: Bed, rates: dict[str, float], seed: int) -> dict[str, float]:
             scores(codes, test.events, matching, test.domain, tolerance=TOLERANCE[bed.domain])
             for scores in (event_scores, event_chance)
         )
-        untrained = [bed.match(model(name, 100 + draw, bed.domain)).matched_cosine for draw in range(5)]
+        fresh = "mlp" if name == "fields" else name  # as many random fields
+        untrained = [bed.match(model(fresh, 100 + draw, bed.domain)).matched_cosine for draw in range(5)]
         values |= {f"{name}, cosine": matching.matched_cosine, f"{name}, chance": fmean(untrained)}
         values |= {f"{name}, {what}": value for what, value in summary(found).items()}
         values[f"{name}, f1 by chance"] = summary(chance)["f1"]
@@ -206,41 +223,37 @@ def summary(curves: list[DetectionCurve]) -> dict[str, float]:
     }
 
 
-def table(values: Values) -> list[Row]:
-    """A row for each domain on the concepts, one on the places."""
-    rows = []
-    for domain, found in values.items():
-        ours, *others = COMPARED[domain]
-        criteria = [
-            Criterion("matched cosine at least 0.85 in the best of the seeds", max(found[f"{ours}, cosine"]) >= 0.85),
-            Criterion("at least 0.1 above the untrained model, every seed", min(above_chance(found, ours)) >= 0.1),
-        ]
-        known = {"plane": "five Gabors of four channels", "sphere": "five zonal kernels of four channels"}[domain]
-        remark = (
-            "One learning rate for each model, that with the highest mean matched cosine. A concept of points has no kernel:"
-            " its cosine is the largest that any shape of its code allows, 1 for a known concept whose channels share one"
-            " shape, as on the sphere."
+def kernels(domain: str, found: Values) -> Row:
+    """The row on the concepts."""
+    ours, *others = COMPARED[domain]
+    criteria = [
+        Criterion("matched cosine at least 0.85 in the best of the seeds", max(found[f"{ours}, cosine"]) >= 0.85),
+        Criterion("at least 0.1 above the untrained model, every seed", min(above_chance(found, ours)) >= 0.1),
+    ]
+    known = {"plane": "five Gabors of four channels", "sphere": "five zonal kernels of four channels"}[domain]
+    remark = (
+        "One learning rate for each model, that with the highest mean matched cosine. A concept of points has no kernel: its"
+        " cosine is the largest that any shape of its code allows, 1 for a known concept whose channels share one shape, as on"
+        f" the sphere. Models of whole fields have {N_FIELDS} concepts: such a one does not move"
+    )
+    if domain == "sphere":
+        remark += (
+            ", and is compared where it stands. Zonal concepts are known up to the antipode: with (-1)^l for each degree a"
+            " kernel and its code go to the other side, and no reconstruction changes; both sides count."
         )
-        if domain == "sphere":
-            remark += (
-                " Zonal concepts are known up to the antipode: with (-1)^l for each degree a kernel and its code go to the"
-                " other side, and no reconstruction changes; both sides count."
-            )
-        rows.append(
-            Row(
-                f"{NAMES[ours]} finds known concepts on the {domain}",
-                f"{known}, noise of the same power, {N_CONCEPTS} learned concepts",
-                of_kernels(found, ours),
-                "; ".join(of_kernels(found, name) for name in others),
-                criteria,
-                remark,
-            )
-        )
-        rows.append(in_place(domain, found))
-    return rows
+    else:
+        remark += ", and is all the same compared at its best shift."
+    return Row(
+        f"{NAMES[ours]} finds known concepts on the {domain}",
+        f"{known}, noise of the same power, {N_CONCEPTS} learned concepts",
+        of_kernels(found, ours),
+        "; ".join(of_kernels(found, name) for name in others),
+        criteria,
+        remark,
+    )
 
 
-def in_place(domain: str, found: dict[str, list[float]]) -> Row:
+def in_place(domain: str, found: Values) -> Row:
     """The row on events."""
     ours, *others = COMPARED[domain]
     points = max(max(found[f"{name}, f1"]) for name in OF_POINTS)
@@ -256,53 +269,51 @@ def in_place(domain: str, found: dict[str, list[float]]) -> Row:
         "; ".join(of_events(found, name) for name in others),
         criteria,
         "At the threshold with the best F1 for each concept, chosen on the same fields; chance is the same with the events of"
-        " another field.",
+        " another field. Codes of whole fields are the same number at every point; their peaks are rounding.",
     )
 
 
-def best_of_both(found: dict[str, list[float]], name: str) -> float:
+def best_of_both(found: Values, name: str) -> float:
     """The lower of precision and recall, in the best seed."""
     return max(map(min, zip(found[f"{name}, precision"], found[f"{name}, recall"], strict=True)))
 
 
-def above_chance(found: dict[str, list[float]], name: str) -> list[float]:
+def above_chance(found: Values, name: str) -> list[float]:
     """Matched cosines minus those of untrained models."""
     return [a - b for a, b in zip(found[f"{name}, cosine"], found[f"{name}, chance"], strict=True)]
 
 
-def of_kernels(found: dict[str, list[float]], name: str) -> str:
+def of_kernels(found: Values, name: str) -> str:
     """A model's name and matched cosine."""
     return f"{NAMES[name]}: {spread(found[f'{name}, cosine'])}, minus chance {spread(above_chance(found, name))}"
 
 
-def of_events(found: dict[str, list[float]], name: str) -> str:
+def of_events(found: Values, name: str) -> str:
     """A model's name, precision and recall."""
     parts = (f"{what} {spread(found[f'{name}, {what}'], 2)}" for what in ("precision", "recall", "f1", "f1 by chance"))
     return f"{NAMES[name]}: {', '.join(parts)}"
 
 
-def draw(values: Values, beds: dict[str, Bed], rates: dict[str, dict[str, float]]) -> Figure:
+def draw(values: Values, bed: Bed, rates: dict[str, float]) -> Figure:
     """Figures of all seeds with chance, and one concept of seed 0 as it is known and found."""
-    figure, axes = subplots(2, 5, 2.5, 2.3)
-    for row, (domain, bed) in zip(axes, beds.items(), strict=True):
-        names, found = COMPARED[domain], values[domain]
-        for ax, (what, chance) in zip(row, (("cosine", "chance"), ("f1", "f1 by chance")), strict=False):
-            for place, (name, color) in enumerate(zip(names, PALETTE, strict=False)):
-                runs = found[f"{name}, {what}"]
-                ax.plot([place] * len(runs), runs, "o", color=color, markersize=4)
-                ax.hlines(fmean(found[f"{name}, {chance}"]), place - 0.3, place + 0.3, color=GREY, linewidth=2)
-            ax.set_xticks(range(len(names)), [NAMES[name].replace(" ", "\n") for name in names], fontsize=5)
-            ax.set(ylim=(0, 1.03), ylabel={"cosine": "matched cosine", "f1": "F1 of events"}[what], title=f"on the {domain}")
-        shown = {"known": bed.atoms[SHOWN]}
-        for name in names[:2]:
-            sae = trained(bed, name, rates[domain][name])
-            shown[NAMES[name]] = moved(sae, bed)
-        for ax, (title, atom) in zip(row[2:], shown.items(), strict=True):
-            channel = int(bed.atoms[SHOWN].square().flatten(1).sum(1).argmax())
-            field = atom[channel] / atom.norm()
-            largest = float(field.abs().max())
-            draw_field(ax, field, ColorScale("RdBu_r", -largest, largest), sae.basis)
-            ax.set(title=title, xticks=[], yticks=[])
+    figure, axes = subplots(1, 5, 2.5, 3.0)
+    names = COMPARED[bed.domain]
+    colors = dict(zip(names, PALETTE * 2, strict=False))
+    for ax, (what, chance) in zip(axes[0], (("cosine", "chance"), ("f1", "f1 by chance")), strict=False):
+        for place, name in enumerate(names):
+            runs = values[f"{name}, {what}"]
+            ax.plot([place] * len(runs), runs, "o", color=colors[name], markersize=4)
+            ax.hlines(fmean(values[f"{name}, {chance}"]), place - 0.3, place + 0.3, color=GREY, linewidth=2)
+        ax.set_xticks(range(len(names)), [NAMES[name] for name in names], fontsize=6, rotation=90)
+        ax.set(ylim=(-0.03, 1.03), title={"cosine": "matched cosine", "f1": "F1 of events"}[what])
+    ours = trained(bed, names[0], rates[names[0]])
+    shown = {"known": bed.atoms[SHOWN]} | {NAMES[name]: moved(trained(bed, name, rates[name]), bed) for name in names[:2]}
+    for ax, (title, atom) in zip(axes[0][2:], shown.items(), strict=True):
+        channel = int(bed.atoms[SHOWN].square().flatten(1).sum(1).argmax())
+        field = atom[channel] / atom.norm()
+        largest = float(field.abs().max())
+        draw_field(ax, field, ColorScale("RdBu_r", -largest, largest), ours.basis)
+        ax.set(title=title, xticks=[], yticks=[])
     return figure
 
 
@@ -313,7 +324,3 @@ def moved(sae: ns.SAE, bed: Bed) -> Tensor:
     return atom.roll(
         [round(float(part) * size) for part, size in zip(matching.shift[SHOWN], FINE[bed.domain], strict=True)], (1, 2)
     )
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,7 +1,7 @@
 """Run every script of this folder and write RESULTS.md from what they found.
 
 ``python examples/reproduction/run_all.py`` takes at most ten minutes per script on two cores; ``--jobs 2`` runs two at a time,
-each on its share of the cores; ``--only recovery`` runs one and takes the results of the others as they are.
+each on its share of the cores; ``--only smooth`` runs one and takes the results of the others as they are.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import typer
 from common import RESULTS, Quick
 
 HERE = Path(__file__).parent
-SHARED = ("beds", "common", "fidelity", "glyphs", "large", "pairs", "remedies", "run_all", "strongest", "synthetic_bed")
-SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in SHARED)
+SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path != Path(__file__) and "def main(" in path.read_text("utf-8"))
 
 HEADER = """# What the method's claims come to here
 
