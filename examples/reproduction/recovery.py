@@ -35,6 +35,7 @@ NAMES = {
     "positional": "SAESFNO, positional",
     "tied": "tied encoder",
     "unrolled": "unrolled encoder",
+    "lifted": "lifted to twice the channels",
     "cnn": "SAECNN",
     "pointwise": "pointwise SAE",
     "mlp": "SAE-MLP",
@@ -43,8 +44,8 @@ NAMES = {
 }
 _RIVALS = ("pointwise", "mlp", "pca", "fields")
 COMPARED = {
-    "plane": ("fno", "tied", "unrolled", "cnn", *_RIVALS),
-    "sphere": ("zonal", "positional", "tied", "unrolled", *_RIVALS),
+    "plane": ("fno", "tied", "unrolled", "lifted", "cnn", *_RIVALS),
+    "sphere": ("zonal", "positional", "tied", "unrolled", "lifted", *_RIVALS),
 }
 OF_POINTS = ("pointwise", "pca")
 FITTED = ("pca", "fields")
@@ -110,7 +111,7 @@ class Bed:
         """Atoms or codes of all concepts, ``(p, ..., *grid)``; of an SAESFNO on the other side of the sphere where the atom is
         there more like a known concept. With ``(-1)^l`` for each degree a kernel goes to the antipode; its code goes there
         too, and all reconstructions are the same: the sphere's counterpart of moving a concept on the plane."""
-        if not isinstance(sae, ns.SAESFNO):
+        if not isinstance(sae.inner if isinstance(sae, ns.Lifted) else sae, ns.SAESFNO):
             return fields
         atoms = self.learned(sae)
         here, there = (alike(each, self.atoms, sae.basis).amax(1) for each in (atoms, antipodal(atoms)))
@@ -156,9 +157,11 @@ def model(name: str, seed: int, domain: str) -> ns.SAE:
         return ns.FieldPCA(CHANNELS, N_FIELDS, GRID[domain], sht_grid=grid)
     options = {"skip": None, **RULES, **ENCODERS.get(name, {})}
     if domain == "plane":
-        return ns.SAEFNO(CHANNELS, N_CONCEPTS, (17, 17), **options)
-    zonal = name != "positional"
-    return ns.SAESFNO(CHANNELS, N_CONCEPTS, (13, 26), kernel="zonal" if zonal else name, isotropic=zonal, **options)
+        sae: ns.SAE = ns.SAEFNO(CHANNELS, N_CONCEPTS, (17, 17), **options)
+    else:
+        kernel = "positional" if name == "positional" else "zonal"
+        sae = ns.SAESFNO(CHANNELS, N_CONCEPTS, (13, 26), kernel=kernel, isotropic=kernel == "zonal", **options)
+    return ns.Lifted(sae, channels=2 * CHANNELS) if name == "lifted" else sae
 
 
 @cache

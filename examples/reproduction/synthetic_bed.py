@@ -128,6 +128,5 @@ def size_of_unit_integral(sae: ns.SAE, grid: Sequence[int]) -> float:
     """L2 norm of an impulse at one place whose integral is one; kernel norms are of an impulse of L2 norm one."""
     if isinstance(sae, ns.SAECNN):
         return math.prod(grid) ** 0.5
-    assert isinstance(sae, ns.SAEFNO)
     weights = sae.basis.weights(like=sae.mean).flatten()
     return float((weights.sum() / weights[0]).sqrt())  # flat over so many functions

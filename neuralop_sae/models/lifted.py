@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..codes import ConceptCodes
 from ..layers.basis import SpectralBasis
 from ..layers.lifting import Lifting
 from ..layers.unrolled import UnrolledEncoder
 from .base import SAE, SAEOutput, full_precision, saes
+from .spectral import SpectralSAE
 
 _CHUNK = 256
 
@@ -134,12 +135,22 @@ class Lifted(SAE):
         the lifted SAE has them."""
         return self.lifting.project(self.inner.atoms(concepts, shape, **kwargs))
 
-    @torch.no_grad()
     def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
-        """L2 norm of each concept's atom, ``(n_concepts,)``, from the atoms themselves, some at a time; without gradient."""
-        wanted = torch.arange(self.n_concepts, device=self.mean.device) if concepts is None else concepts
-        atoms = (self.atoms(some, self.inner.atom_grid) for some in wanted.split(_CHUNK))
-        return torch.cat([self.basis.mean_square(each).sum(1).sqrt() for each in atoms])
+        """L2 norm of each concept's atom, ``(n_concepts,)``, from the atoms themselves, some at a time; or of the concepts
+        ``(n,)`` that are named, with gradient where the lifted SAE is a spectral one without a trunk."""
+        if concepts is not None:
+            return self._norms(concepts)
+        everything = torch.arange(self.n_concepts, device=self.mean.device)
+        with torch.no_grad():
+            return torch.cat([self._norms(some) for some in everything.split(_CHUNK)])
+
+    def _norms(self, concepts: Tensor) -> Tensor:
+        inner, grid = self.inner, self.inner.atom_grid
+        if isinstance(inner, SpectralSAE) and isinstance(inner.decoder_trunk, nn.Identity):
+            atoms = self.lifting.project(inner.concept_decoder.atoms(concepts, grid))
+        else:
+            atoms = self.atoms(concepts, grid)
+        return self.basis.mean_square(atoms).sum(1).sqrt()
 
     @property
     def atom_grid(self) -> tuple[int, ...]:

@@ -77,3 +77,37 @@ def test_dead_concepts_write_in_the_units_of_the_activations():
 def test_arguments_that_do_not_fit_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         ns.Lifted(**arguments)
+
+
+@pytest.mark.parametrize("name", ["fno", "tfno", "sfno"])
+def test_kernel_norms_have_a_gradient(name):
+    """With respect to the lifting and to the dictionary, that of the norms of the projected atoms."""
+    sae = ns.Lifted(SAES[name], channels=5).double()
+    concepts = torch.tensor([7, 0, 2])
+    norms = sae.kernel_norms(concepts)
+    torch.testing.assert_close(norms, sae.kernel_norms()[concepts])
+    names, parameters = zip(*((n, p) for n, p in sae.named_parameters() if "decoder" in n and "bias" not in n), strict=True)
+    parameters = (sae.lifting.weight, *parameters)
+    gradients = torch.autograd.grad(norms.sum(), parameters)
+    for name, parameter, gradient in zip(("lifting", *names), parameters, gradients, strict=True):
+        step = 1e-6 * torch.randn_like(parameter)
+        with torch.no_grad():
+            parameter.add_(step)
+            more = sae.kernel_norms(concepts).sum()
+            parameter.sub_(2 * step)
+            less = sae.kernel_norms(concepts).sum()
+            parameter.add_(step)
+        expected = (gradient.conj() * step).real.sum() if step.is_complex() else (gradient * step).sum()
+        torch.testing.assert_close((more - less) / 2, expected, rtol=1e-5, atol=1e-12, msg=name)
+
+
+def test_a_penalty_on_lifted_codes_makes_them_fewer():
+    x = torch.randn(32, 3, 8, 8)
+    areas = []
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        sae = ns.Lifted(ns.SAEFNO(3, 10, (5, 5), domain_rule="Rectify"), channels=6)
+        config = ns.TrainingConfig(n_epochs=10, batch_size=8, learning_rate=1e-2, domain_weight=weight)
+        ns.train(sae, x, config, progress=False)
+        areas.append(ns.evaluate(sae, x)["l0_local"])
+    assert areas[1] < 0.7 * areas[0]
