@@ -35,12 +35,12 @@ NAMES = {
     "positional": "SAESFNO, positional",
     "tied": "tied encoder",
     "unrolled": "unrolled encoder",
-    "lifted": "lifted to twice the channels",
+    "lifted": "lifted channels",
     "cnn": "SAECNN",
     "pointwise": "pointwise SAE",
     "mlp": "SAE-MLP",
-    "pca": "principal components of points",
-    "fields": "principal components of fields",
+    "pca": "PCA of points",
+    "fields": "PCA of fields",
 }
 _RIVALS = ("pointwise", "mlp", "pca", "fields")
 COMPARED = {
