@@ -142,6 +142,7 @@ def described(values: dict[str, Any], kind: str) -> str:
     numbers = [f"FVE {spread(column(values, kind, 'fve'))}"]
     if "loss_recovered" in values[kind][COMPARED][0]:
         numbers.append(f"loss recovered {spread(column(values, kind, 'loss_recovered'))}")
+        numbers.append(f"dead {spread(column(values, kind, 'dead_fraction'), 2)}")
         numbers.append(f"{column(values, kind, 'parameters')[0]:,.0f} parameters")
     return ", ".join(numbers)
 

