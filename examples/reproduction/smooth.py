@@ -11,7 +11,7 @@ import typer
 from common import RESULTS, Criterion, Output, Quick, Row, Seeds, over_seeds, spread, write
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from synthetic_bed import FINE, NAMES, RANDOM, WAVENUMBERS, Bed, fine_atoms, trained
+from synthetic_bed import FINE, MODELS, NAMES, RANDOM, WAVENUMBERS, Bed, fine_atoms, trained
 
 from neuralop_sae.analysis.drawing import GREY, PALETTE, subplots
 
@@ -43,9 +43,17 @@ def measure(like: Bed, rates: dict[str, float], seed: int) -> dict[str, float]:
     """Matched cosines of trained models, and of untrained ones."""
     bed, values = replace(like, seed=seed), {}
     for name in COMPARED:
-        values[name] = bed.match(trained(bed, name, rates[name])).matched_cosine
-        values[f"{name}, chance"] = bed.chance(name)
+        sae = trained(bed, name, rates[name])
+        matching = bed.match(sae)
+        values |= {name: matching.matched_cosine, f"{name}, chance": bed.chance(name)}
+        values[f"{name}, beyond"] = beyond(fine_atoms(sae)[matching.learned])
     return values
+
+
+def beyond(atoms: torch.Tensor) -> float:
+    """Mean share of the energy of atoms ``(n, 1, points)`` that 33 modes cannot hold."""
+    energy = torch.fft.rfft(atoms[:, 0]).abs().square()
+    return float((energy[:, MODELS["truncated"] // 2 + 1 :].sum(1) / energy.sum(1)).mean())
 
 
 def table(values: Values) -> list[Row]:
@@ -76,7 +84,15 @@ def compared(values: dict[str, list[float]], kind: str, better: str, worse: str)
         f"The difference is {raw:+.3f}, and {net:+.3f} after chance is subtracted. Chance is the matched cosine of models"
         " that were not trained: atoms of fewer modes are smoother, and more like any smooth concept."
     )
-    if kind == "rough":
+    if kind == "smooth":
+        share = spread(values[f"{worse}, beyond"])
+        remark += f" Of what kernels of 127 modes hold after training, {share} of the energy lies beyond 33 modes."
+        if not better.endswith(RANDOM):
+            remark += (
+                " Parts of fields, from which they start, are nearly as smooth as the concepts: the start does what"
+                " truncation does from a random one."
+            )
+    else:
         remark += " 33 modes end at 16 cycles per unit length, where these concepts begin: they cannot hold most of them."
     return Row(
         f"{NAMES[better].split(', ')[1]} find {kind} concepts better than {NAMES[worse].split(', ', 1)[1]}",
