@@ -134,7 +134,7 @@ def draw(values: Values, beds: dict[str, Bed], rates: dict[str, dict[str, float]
         scores.set(ylabel="matched cosine", ylim=(0, 1.03), xlim=(-0.5, len(COMPARED) - 0.5), title=f"{kind} concepts")
         true = bed.concepts.atoms(FINE)[SHOWN, 0]
         atoms.plot(points(), true / true.norm(), color="black", linewidth=2.5, alpha=0.35, label="known")
-        atoms.set(xlabel="position", yticks=[], xlim=(0.25, 0.75), title="one concept, as known and as found")
+        atoms.set(xlabel="position", yticks=[], xlim=(0.25, 1.05), title="one concept, as known and as found")
         atoms.legend(frameon=False, fontsize=6, loc="upper right")
     axes[0][0].legend(frameon=False, fontsize=7, loc="lower right")
     return figure
