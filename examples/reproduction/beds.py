@@ -40,7 +40,8 @@ def shallow_water(quick: bool) -> ShallowWater:
 
 @dataclass(frozen=True)
 class Bed:
-    """An operator with its data, and the activations of one site: for training, for tuning and held out."""
+    """An operator with its data, and the activations of one site: for training, for tuning and held out, these also at twice
+    the resolution."""
 
     problem: Problem
     splits: Splits
@@ -90,9 +91,9 @@ def _operator(problem: Problem, splits: Splits, folder: Path) -> tuple[nn.Module
 
 
 def _activations(problem: Problem, splits: Splits, operator: nn.Module, processor: Any) -> dict[str, Tensor]:
-    train, test = (
+    train, test, fine = (
         ns.capture(operator, problem.site, {"x": part.x, "y": part.y}, data_processor=processor)
-        for part in (splits.train, splits.coarse)
+        for part in (splits.train, splits.coarse, splits.fine)
     )
     n = len(train) - len(train) // 10
-    return {"train": train[:n], "tune": train[n:], "test": test}
+    return {"train": train[:n], "tune": train[n:], "test": test, "fine": fine}
