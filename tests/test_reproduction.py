@@ -85,7 +85,7 @@ def test_an_operator_that_was_kept_is_the_one_that_was_trained(scripts, tmp_path
     assert len(list(tmp_path.glob("operator_darcy_*.safetensors"))) == 1
     for part in ("train", "tune", "test"):
         torch.testing.assert_close(kept.activations[part], trained.activations[part], rtol=0, atol=0)
-    assert not torch.equal(trained.randomised().activations["test"], trained.activations["test"])
+    assert not torch.equal(trained.randomised.activations["test"], trained.activations["test"])
 
 
 def test_a_sign_for_each_odd_degree_takes_a_zonal_kernel_to_the_antipode(scripts):

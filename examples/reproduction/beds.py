@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,23 @@ class Bed:
         """Activations at every other point of the grid, which holds the modes of concepts still."""
         return self.activations[part][..., ::2, ::2].contiguous()
 
+    @cached_property
     def randomised(self) -> Bed:
         """The same with an operator that was never trained."""
         control = ns.random_control(self.operator, seed=self.problem.seed)
         found = _activations(self.problem, self.splits, control, self.processor)
         return replace(self, operator=control, activations=found)
+
+
+_open: dict[str, Bed] = {}
+
+
+def opened(problem: Problem, folder: Path) -> Bed:
+    """A bed that this process makes once."""
+    key = f"{folder}: {problem.model_dump_json()}"
+    if key not in _open:
+        _open[key] = Bed.of(problem, folder)
+    return _open[key]
 
 
 def _operator(problem: Problem, splits: Splits, folder: Path) -> tuple[nn.Module, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,6 +89,17 @@ def over_seeds(measure: Callable[[int], dict[str, float]], seeds: int) -> dict[s
             values.setdefault(name, []).append(float(value))
         print(f"seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
     return values
+
+
+def on_all_cores(function: Callable[..., Any], tasks: Iterable[Sequence[Any]]) -> list[Any]:
+    """What a function of a module returns for each task, that is its arguments, in their order: in as many processes as there
+    are threads, of one thread each. No result depends on it where each task draws from a seed of its own."""
+    tasks = list(tasks)
+    n = min(torch.get_num_threads(), len(tasks))
+    if n == 1:
+        return [function(*task) for task in tasks]
+    with ProcessPoolExecutor(n, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        return list(pool.map(function, *zip(*tasks, strict=True)))
 
 
 def write(

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from beds import Bed
-from common import Criterion, Row, spread, write
+from beds import Bed, opened
+from common import Criterion, Row, on_all_cores, spread, write
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -35,7 +35,7 @@ NAMES = {
     "fields": f"principal components of fields, {ON_PER_FIELD}",
     "random": "spectral concepts, operator with random weights",
 }
-RATES = dict.fromkeys(("concepts", "factorised", "pointwise", "wide", "cnn"), (1e-2, 3e-2, 1e-1)) | {"mlp": (1e-3, 3e-3, 1e-2)}
+RATES = dict.fromkeys(("cnn", "concepts", "factorised", "pointwise", "wide"), (1e-2, 3e-2, 1e-1)) | {"mlp": (1e-3, 3e-3, 1e-2)}
 SPECTRAL_RATES = {"factorised": 1.0}  # of kernels, over that of everything else; 0.1 where it is not told
 AS_CONCEPTS = ("tied", "unrolled", "lifted")  # trained at the rate of concepts
 CURVES = ("concepts", "pointwise")
@@ -96,35 +96,37 @@ def run(problem: Problem, script: str, *, seeds: int, quick: bool, output: Path)
     """Measure, draw, write."""
     started = time.perf_counter()
     p, steps, ks, seeds = (16, 10, (2, 4), 1) if quick else (problem.n_concepts, 300, SPARSITIES, seeds)
-    bed = Bed.of(problem, output / "data")
+    folder = output / "data"
+    bed = opened(problem, folder)
     kinds = [kind for kind in RATES if kind != "cnn" or not bed.grid]  # convolutions are of a box
-    rates = {kind: tuned(bed, kind, p, steps) for kind in kinds}
-    rates |= dict.fromkeys(AS_CONCEPTS, rates["concepts"])
+    trials = [(problem, folder, kind, p, rate, steps) for kind in kinds for rate in RATES[kind]]
+    found = dict(zip([(trial[2], trial[4]) for trial in trials], on_all_cores(quality, trials), strict=True))
+    rates = {kind: max(RATES[kind], key=lambda rate: found[kind, rate]) for kind in kinds}
+    print(rates, flush=True)
+    rates |= dict.fromkeys((*AS_CONCEPTS, "random"), rates["concepts"])
+    levels = [(kind, k) for kind in rates for k in (ks if kind in CURVES else (COMPARED,))]
+    runs = [(problem, folder, kind, k, p, rates[kind], seed, steps) for kind, k in levels for seed in range(seeds)]
+    rows_of = iter(on_all_cores(measure, runs))
     values: dict[str, Any] = {}
-    for kind, rate in rates.items():
-        levels = ks if kind in CURVES else (COMPARED,)
-        values[kind] = {k: [measure(bed, kind, k, p, rate, seed, steps) for seed in range(seeds)] for k in levels}
-        print(kind, rate, [round(row["fve"], 4) for row in values[kind][COMPARED]], flush=True)
+    for kind, k in levels:
+        values.setdefault(kind, {})[k] = [next(rows_of) for _ in range(seeds)]
     values["pca"] = {k: [{"fve": components(bed, k, of_fields=False)}] for k in ks}
     values["fields"] = {COMPARED: [{"fve": components(bed, ON_PER_FIELD, of_fields=True)}]}
-    fresh = bed.randomised()
-    values["random"] = {COMPARED: [measure(fresh, "random", COMPARED, p, rates["concepts"], s, steps) for s in range(seeds)]}
     settings = {"problem": problem.model_dump(mode="json"), "steps": steps, "seeds": seeds, "rates": rates, "n_concepts": p}
     rows = [*against_points(problem, values), against_all(problem, values), finer(problem, values)]
     write(script, output, rows=rows, values=values, figure=draw(problem, values), settings=settings, started=started)
 
 
-def tuned(bed: Bed, kind: str, p: int, steps: int) -> float:
-    """The learning rate with the highest FVE on fields that are kept for it."""
-
-    def quality(rate: float) -> float:
-        return ns.evaluate(trained(bed, kind, COMPARED, p, rate, 0, steps), bed.activations["tune"])["fve"]
-
-    return max(RATES[kind], key=quality)
+def quality(problem: Problem, folder: Path, kind: str, p: int, rate: float, steps: int) -> float:
+    """What a learning rate is chosen by: FVE on fields that are kept for it."""
+    bed = opened(problem, folder)
+    return ns.evaluate(trained(bed, kind, COMPARED, p, rate, 0, steps), bed.activations["tune"])["fve"]
 
 
-def measure(bed: Bed, kind: str, k: int, p: int, rate: float, seed: int, steps: int) -> dict[str, float]:
+def measure(problem: Problem, folder: Path, kind: str, k: int, p: int, rate: float, seed: int, steps: int) -> dict[str, float]:
     """Numbers of one trained dictionary on held-out fields."""
+    bed = opened(problem, folder)
+    bed = bed.randomised if kind == "random" else bed
     sae = trained(bed, kind, k, p, rate, seed, steps)
     found = ns.evaluate(sae, bed.activations["test"])
     row = {name: found[name] for name in ("fve", "l0_local", "dead_fraction")} | {"parameters": float(n_parameters(sae))}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from beds import Bed
-from common import Criterion, Row, spread, write
+from beds import opened
+from common import Criterion, Row, on_all_cores, spread, write
 from matplotlib.figure import Figure
 from pairs import Dictionary, alike
 
@@ -26,7 +26,8 @@ RULES: dict[str, dict[str, Any]] = {
     "32 per sample, soft": {"concept_rule": ns.TopK(32), "domain_rule": ns.SoftLocalTopK(4)},
     "pointwise": {},
 }
-Values = dict[str, list[dict[str, float]]]  # by rule, for each seed or pair of seeds
+Rows = list[dict[str, float]]  # for each seed or pair of seeds
+Values = dict[str, Rows]  # by rule
 DEFAULT, COLLAPSING = "all, half soft", "32 per sample, soft"
 STABLE = (DEFAULT, "pointwise")
 RATE, POINTWISE_RATES = 6e-3, (3e-3, 1e-2, 3e-2)
@@ -36,25 +37,29 @@ def run(problem: Problem, script: str, *, seeds: int, quick: bool, output: Path)
     """Measure, draw, write."""
     started = time.perf_counter()
     p, steps, seeds = (40, 5, 2) if quick else (512, 160, seeds)
-    bed = Bed.of(problem, output / "data")
-    train, tune, test = map(bed.every_other, ("train", "tune", "test"))
-
-    def pointwise(rate: float) -> float:
-        return ns.evaluate(trained(problem, train, "pointwise", p, steps, 0, rate), tune)["fve"]
-
-    rates = dict.fromkeys(RULES, RATE) | {"pointwise": max(POINTWISE_RATES, key=pointwise)}
-    use: Values = {}
-    pairs: Values = {}
-    for rule in RULES:
-        saes = [trained(problem, train, rule, p, steps, seed, rates[rule]) for seed in range(seeds)]
-        use[rule] = [measured(sae, test) for sae in saes]
-        if rule in STABLE:
-            pairs[rule] = [alike(a, b) for a, b in combinations([Dictionary.of(sae, test) for sae in saes], 2)]
-        print(rule, [{name: round(value, 4) for name, value in row.items()} for row in use[rule]], flush=True)
+    folder = output / "data"
+    opened(problem, folder)
+    found = dict(zip(RULES, on_all_cores(measure, [(problem, folder, rule, p, steps, seeds) for rule in RULES]), strict=True))
+    rates, use, pairs = ({rule: each[part] for rule, each in found.items()} for part in range(3))
     settings = {"problem": problem.model_dump(mode="json"), "n_concepts": p, "steps": steps, "seeds": seeds, "rates": rates}
     name = f"{problem.operator_name} on {problem.title}"
     rows, values = [living(name, use), stable(name, pairs)], {"use": use, "pairs": pairs}
     write(script, output, rows=rows, values=values, figure=draw(name, use), settings=settings, started=started)
+
+
+def measure(problem: Problem, folder: Path, rule: str, p: int, steps: int, seeds: int) -> tuple[float, Rows, Rows]:
+    """Learning rate of a rule, numbers of its dictionaries for each seed, and of pairs of them."""
+    train, tune, test = map(opened(problem, folder).every_other, ("train", "tune", "test"))
+
+    def quality(rate: float) -> float:
+        return ns.evaluate(trained(problem, train, rule, p, steps, 0, rate), tune)["fve"]
+
+    rate = max(POINTWISE_RATES, key=quality) if rule == "pointwise" else RATE
+    saes = [trained(problem, train, rule, p, steps, seed, rate) for seed in range(seeds)]
+    use = [measured(sae, test) for sae in saes]
+    print(rule, [{name: round(value, 4) for name, value in row.items()} for row in use], flush=True)
+    dictionaries = [Dictionary.of(sae, test) for sae in saes] if rule in STABLE else []
+    return rate, use, [alike(a, b) for a, b in combinations(dictionaries, 2)]
 
 
 def trained(problem: Problem, train: torch.Tensor, rule: str, p: int, steps: int, seed: int, rate: float) -> ns.SAE:

@@ -1,3 +1,4 @@
+import gc
 import json
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ from neuralop_sae import (
     PCA,
     SAECNN,
     SAEFNO,
+    SAESFNO,
     SAETFNO,
     BatchTopK,
     JumpReLU,
@@ -326,3 +328,24 @@ def test_a_domain_weight_needs_norms_with_gradient():
     sae = Lifted(SAEFNO(4, 12, (5, 5)), channels=6)
     with pytest.raises(ValueError, match="leave domain_weight at 0"):
         train(sae, make_activations(), CONFIG.model_copy(update={"domain_weight": 1.0}), progress=False)
+
+
+@pytest.mark.parametrize("encoder", ["linear", "tied", "unrolled"])
+@pytest.mark.parametrize("kind", ["complex", "real", "factorised"])
+def test_nothing_of_a_step_outlives_it(kind, encoder):
+    """Tensors with a history hold the memory of a whole step. Real weights conjugate to themselves, with their history."""
+    x = torch.randn(8, 2, 9, 16)
+    arguments = {"concept_rule": "All", "encoder": encoder, **({"n_iterations": 2} if encoder == "unrolled" else {})}
+    make = {
+        "complex": lambda: SAESFNO(2, 6, (4, 8), kernel="positional", **arguments),
+        "real": lambda: SAESFNO(2, 6, (4, 8), isotropic=True, skip=None, **arguments),
+        "factorised": lambda: SAETFNO(2, 6, (5, 5), factorization="cp", rank=0.5, **arguments),
+    }[kind]
+
+    def with_history():
+        gc.collect()
+        return [each for each in gc.get_objects() if type(each) is torch.Tensor and each.grad_fn is not None]
+
+    before = len(with_history())
+    train(make(), x, TrainingConfig(n_epochs=2, batch_size=4), progress=False)
+    assert len(with_history()) == before
