@@ -173,7 +173,7 @@ class _Product(torch.autograd.Function):
         weight, data = ctx.saved_tensors
         grad_weight = grad_data = None
         if ctx.needs_input_grad[0]:
-            conjugate = data.detach().conj().resolve_conj()  # of real data its own self, history and all
+            conjugate = data.detach().conj().resolve_conj()  # conj() of real data is the data, with their history
             left, right = (grads[0], conjugate) if ctx.reads else (conjugate, grads[0])
             grad_weight = ctx.kernels.accumulate(ctx.record, OuterProducts(ctx.selection, left, right))
         if ctx.needs_input_grad[1]:
