@@ -35,7 +35,7 @@ NAMES = {
     "fields": f"principal components of fields, {ON_PER_FIELD}",
     "random": "spectral concepts, operator with random weights",
 }
-RATES = dict.fromkeys(("cnn", "concepts", "factorised", "pointwise", "wide"), (1e-2, 3e-2, 1e-1)) | {"mlp": (1e-3, 3e-3, 1e-2)}
+RATES = dict.fromkeys(("cnn", "concepts", "factorised", "pointwise", "wide", "mlp"), (1e-2, 3e-2, 1e-1))
 SPECTRAL_RATES = {"factorised": 1.0}  # of kernels, over that of everything else; 0.1 where it is not told
 AS_CONCEPTS = ("tied", "unrolled", "lifted")  # trained at the rate of concepts
 CURVES = ("concepts", "pointwise")
