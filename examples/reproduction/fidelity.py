@@ -191,9 +191,9 @@ def against_all(problem: Problem, values: dict[str, Any]) -> Row:
     remark = (
         f"Equal concepts per point, but for {NAMES['mlp']} per field and {NAMES['fields']} per field: such codes are not "
         "functions. The convolution has physical taps. Tied, unrolled and lifted models have the learning rate of the "
-        "first; all others have rates of their own, the best of three. Kernels have a tenth of it: of 1, 0.3, 0.1 and 0.03 the "
-        "best for spectral concepts on three operators at seed 0, or 0.001 below it. For factorised ones 1 was better by 0.002 "
-        "at seed 0, and on Kolmogorov flow worse by up to 0.02 at others."
+        "first; all others have rates of their own, the best of three. Kernels have a tenth of it: of 1, 0.3, 0.1 and 0.03 "
+        "the best for spectral concepts on three operators at seed 0, or 0.001 below it. For factorised ones 1 was better by "
+        "0.002 at seed 0, and on Kolmogorov flow worse by up to 0.02 at others."
     )
     return Row(claim, measured(problem), here, baseline, criteria, remark)
 
