@@ -7,9 +7,9 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import typer
-from beds import Bed, darcy
+from beds import darcy, opened
 from common import RESULTS, STANDING_STILL, Criterion, Output, Quick, Row, Seeds, spread, write
-from fidelity import COMPARED, NAMES, SPARSITIES, trained, tuned
+from fidelity import COMPARED, NAMES, RATES, SPARSITIES, quality, trained
 from matplotlib.figure import Figure
 from pairs import Dictionary, alike
 
@@ -26,9 +26,10 @@ def main(seeds: Seeds = 3, quick: Quick = False, output: Output = RESULTS) -> No
     started = time.perf_counter()
     problem = darcy(quick)
     p, steps, seeds = (16, 10, 2) if quick else (problem.n_concepts, 200, seeds)
-    bed = Bed.of(problem, output / "data")
+    folder = output / "data"
+    bed = opened(problem, folder)
     x = bed.every_other("test")
-    rates = {kind: tuned(bed, kind, p, steps) for kind in KINDS}
+    rates = {kind: max(RATES[kind], key=lambda rate: quality(problem, folder, kind, p, rate, steps)) for kind in KINDS}
     values: dict[str, Any] = {}
     for kind in KINDS:
         found = {

@@ -325,7 +325,7 @@ def test_a_domain_weight_makes_codes_small_without_moving_scale(kind):
 
 
 def test_a_domain_weight_needs_norms_with_gradient():
-    sae = Lifted(SAEFNO(4, 12, (5, 5)), channels=6)
+    sae = Lifted(SAECNN(4, 12, (3, 3)), channels=6)
     with pytest.raises(ValueError, match="leave domain_weight at 0"):
         train(sae, make_activations(), CONFIG.model_copy(update={"domain_weight": 1.0}), progress=False)
 
