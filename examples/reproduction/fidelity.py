@@ -246,6 +246,6 @@ def draw(problem: Problem, values: dict[str, Any]) -> Figure:
         ax.set(xlabel="concepts per point", ylabel={"fve": "FVE", "loss_recovered": "loss recovered"}[what], xscale="log")
         ax.set_xticks(SPARSITIES, [str(k) for k in SPARSITIES], minor=False)
         ax.minorticks_off()
-    axes[0][0].legend(frameon=False, fontsize=7)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=7)
     figure.suptitle(f"{name(problem)}, {problem.site}")
     return figure
