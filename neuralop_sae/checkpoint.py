@@ -108,7 +108,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "save the model again with save_pretrained"
         ) from error
     for name in json.loads(header.pop("complex", "[]")):
-        tensors[name] = torch.view_as_complex(tensors[name])
+        # A copy: in the file's memory complex numbers may lie at addresses at which the processor does not read them.
+        tensors[name] = torch.view_as_complex(tensors[name].clone())
     return tensors, header
 
 

@@ -24,7 +24,7 @@ from neuralop_sae.checkpoint import (
     write_tensors,
 )
 from neuralop_sae.layers import JumpReLU, TopFraction, TopK
-from neuralop_sae.models import SAE, SAEFNO, load
+from neuralop_sae.models import SAE, SAEFNO, SAETFNO, load
 
 GOLDEN = Path(__file__).parent / "golden"
 TENSORS = {
@@ -69,6 +69,24 @@ def test_tensors_round_trip_exactly(tmp_path: Path) -> None:
     for name, tensor in TENSORS.items():
         assert read[name].dtype == tensor.dtype
         assert torch.equal(read[name], tensor.resolve_conj()), name
+
+
+def test_complex_tensors_lie_where_processors_read_them(tmp_path: Path) -> None:
+    """Tensors in a safetensors file are aligned to 8 bytes, complex numbers of double precision need 16."""
+    tensors = {"double": torch.ones(1, dtype=torch.float64), "complex": torch.ones(3, dtype=torch.complex128)}
+    for padding in range(8):
+        write_tensors(tmp_path / "t.safetensors", tensors, {"padding": " " * padding})
+        read, _ = read_tensors(tmp_path / "t.safetensors")
+        assert read["complex"].data_ptr() % 16 == 0
+
+
+@pytest.mark.parametrize("factorization", ["tucker", "cp", "tt"])
+def test_factorised_models_of_double_precision_round_trip(tmp_path: Path, factorization: str) -> None:
+    model = SAETFNO(8, 256, (9, 9), factorization=factorization, rank=0.2).double().eval()
+    model.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    x = torch.randn(1, 8, 12, 12, dtype=torch.float64)
+    assert torch.equal(loaded(x).reconstruction, model(x).reconstruction)
 
 
 def test_tensors_that_share_memory_are_saved_whole(tmp_path: Path) -> None:
