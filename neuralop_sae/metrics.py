@@ -5,6 +5,8 @@ Sums over the domain are weighted by a quadrature that broadcasts to the grid; N
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -52,10 +54,12 @@ class FieldStatistics:
 
 
 def _integral(field: Tensor, quadrature: Tensor | None) -> Tensor:
-    """Mean over the domain, ``(B, C, *grid)`` -> ``(B, C)``."""
+    """Mean over the domain, ``(B, C, *grid)`` -> ``(B, C)``. Weights count by their shares: those of single precision add up
+    to one only nearly, and variances are differences of means."""
     if quadrature is None:
         return field.flatten(2).mean(-1)
-    return (field * quadrature.to(field)).flatten(2).sum(-1)
+    weights = quadrature.to(field).expand(field.shape[2:])
+    return (field * weights).flatten(2).sum(-1) / weights.sum()
 
 
 def fraction_of_variance_explained(x: Tensor, reconstruction: Tensor, quadrature: Tensor | None = None) -> float:
@@ -76,9 +80,13 @@ def pearson(a: Tensor, b: Tensor, quadrature: Tensor | None = None) -> float:
     constant."""
     a, b = a.detach().double(), b.detach().double()
     weights = torch.ones_like(a) if quadrature is None else quadrature.to(a).expand_as(a)
+    raw = [float((weights * x * x).sum()) for x in (a, b)]
     a, b = (x - (weights * x).sum() / weights.sum() for x in (a, b))
-    norm = float(((weights * a * a).sum() * (weights * b * b).sum()).sqrt())
-    return float((weights * a * b).sum()) / norm if norm else float("nan")
+    squares = [float((weights * x * x).sum()) for x in (a, b)]
+    # What rounding leaves of a constant is no variation.
+    if any(square <= 1e-24 * whole for square, whole in zip(squares, raw, strict=True)):
+        return float("nan")
+    return float((weights * a * b).sum()) / math.sqrt(math.prod(squares))
 
 
 def relative_l2(a: Tensor, reference: Tensor) -> float:

@@ -26,6 +26,16 @@ def test_fve_pools_batches():
     assert statistics.shrinkage() == pytest.approx(float(y.norm() / x.norm()), rel=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(30, 30), (48, 48)])
+@pytest.mark.parametrize("offset", [100.0, 3000.0])
+def test_fve_of_the_channel_mean_is_zero_however_large_it_is(shape, offset):
+    # Weights of single precision add up to 1 + 1e-8 or so, and the square of the mean is 1e7 variances.
+    x = torch.randn(6, 2, *shape).double() + offset
+    mean = x.mean((0, 2, 3), keepdim=True).expand_as(x)
+    weights = torch.full(shape, 1.0).div(shape[0] * shape[1])
+    assert abs(metrics.fraction_of_variance_explained(x, mean, weights)) < 1e-7
+
+
 def test_fve_uses_the_quadrature():
     x, y = torch.randn(4, 1, 5).double(), torch.zeros(4, 1, 5).double()
     y[..., 0] = 9.0
@@ -50,6 +60,8 @@ def test_pearson_against_torch():
     assert metrics.pearson(a, b) == pytest.approx(float(torch.corrcoef(torch.stack([a, b]))[0, 1]))
     assert metrics.pearson(a, 3 * a + 1) == pytest.approx(1.0)
     assert math.isnan(metrics.pearson(a, torch.ones(50)))
+    assert math.isnan(metrics.pearson(torch.full((49,), 0.1), b[:49]))  # whose mean is not 0.1 to the last bit
+    assert metrics.pearson(a + 1e6, b + 1e6) == pytest.approx(metrics.pearson(a, b), abs=1e-8)
 
 
 def test_weights_of_pearson_count_points_more_than_once():

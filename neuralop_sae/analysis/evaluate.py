@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -122,7 +123,8 @@ def code_consistency(sae: SAE, coarse: Tensor, fine: Tensor, *, batch_size: int 
     Returns
     -------
     dict
-        ``code_consistency`` (Pearson r over all concepts and points), ``code_relative_l2`` and ``code_support_iou``.
+        ``code_consistency`` (Pearson r over all concepts and points; NaN for constant codes), ``code_relative_l2`` and
+        ``code_support_iou``.
     """
     if len(coarse) != len(fine):
         raise ValueError(f"the same samples on two grids are needed, got {len(coarse)} and {len(fine)}")
@@ -137,9 +139,11 @@ def code_consistency(sae: SAE, coarse: Tensor, fine: Tensor, *, batch_size: int 
             moments = [torch.ones_like(x), x, y, x * x, y * y, x * y, both, either]
             sums += torch.stack([(area * moment).sum() for moment in moments]).cpu()
     n, x, y, xx, yy, xy, both, either = sums.tolist()
-    deviation = ((xx - x * x / n) * (yy - y * y / n)) ** 0.5
+    variances = xx - x * x / n, yy - y * y / n
+    varies = variances[0] > 1e-12 * xx and variances[1] > 1e-12 * yy  # by more than rounding
+    r = (xy - x * y / n) / math.sqrt(math.prod(variances)) if varies else float("nan")
     return {
-        "code_consistency": (xy - x * y / n) / deviation if deviation else float("nan"),
+        "code_consistency": min(max(r, -1.0), 1.0),
         "code_relative_l2": (max(xx + yy - 2 * xy, 0.0) / xx) ** 0.5 if xx else float("nan"),
         "code_support_iou": both / either if either else 1.0,
     }

@@ -90,6 +90,14 @@ def test_code_consistency_is_the_plain_correlation():
         ns.code_consistency(sae, coarse, fine[:2])
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_constant_codes_have_no_correlation(seed):
+    torch.manual_seed(seed)
+    sae = ns.SAEFNO(2, 1, (5, 5), domain_rule=ns.Identity()).eval()
+    coarse, fine = torch.full((3, 2, 12, 12), 0.1), torch.full((3, 2, 24, 24), 0.3)
+    assert np.isnan(ns.code_consistency(sae, coarse, fine)["code_consistency"])
+
+
 def test_code_consistency_on_the_sphere_weighs_points_by_area():
     torch.manual_seed(0)
     sae = ns.SAESFNO(3, 6, (4, 8), concept_rule=ns.TopK(6), domain_rule=ns.Rectify()).eval()
