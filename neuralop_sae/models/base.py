@@ -308,8 +308,10 @@ class SAE(nn.Module, ABC):
         """
         config, tensors = checkpoint.load_model(folder)
         missing = [name for name in ("model", "dtype", "arguments") if name not in config]
-        if missing or config["dtype"] not in ("float32", "float64"):
-            raise ValueError(f"{folder} describes no model: missing {missing or 'nothing'}, dtype {config.get('dtype')!r}")
+        if missing:
+            raise ValueError(f"{folder} describes no model: its config has no {', '.join(missing)}")
+        if config["dtype"] not in ("float32", "float64"):
+            raise ValueError(f"{folder} describes no model: an SAE is of dtype float32 or float64, not {config['dtype']!r}")
         kind = saes.get(str(config["model"]))
         if not issubclass(kind, cls):
             raise ValueError(f"{folder} holds a {kind.__name__}, not a {cls.__name__}; neuralop_sae.load loads any")
@@ -345,14 +347,12 @@ class SAE(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """nn.Module skips complex tensors when it casts; here a complex tensor is cast as the pair of reals it is."""
+        wanted = fn(self.mean).dtype  # before any tensor is cast
+        if wanted not in (torch.float32, torch.float64):
+            raise TypeError(f"an SAE runs in float32 or float64, not {wanted}; for half precision use autocast")
 
         def cast(tensor: Tensor) -> Tensor:
-            if not tensor.is_complex():
-                return fn(tensor)
-            pair = fn(torch.view_as_real(tensor))
-            if pair.dtype not in (torch.float32, torch.float64):
-                raise TypeError(f"an SAE runs in float32 or float64, not {pair.dtype}; for half precision use autocast")
-            return torch.view_as_complex(pair)
+            return torch.view_as_complex(fn(torch.view_as_real(tensor))) if tensor.is_complex() else fn(tensor)
 
         return super()._apply(cast, recurse)
 

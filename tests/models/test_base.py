@@ -16,7 +16,7 @@ from neuralop.models.base_model import BaseModel
 from torch import nn
 
 from neuralop_sae.layers import BatchTopK, JumpReLU, TopFraction, TopK
-from neuralop_sae.models import SAE, SAEFNO, saes
+from neuralop_sae.models import PCA, SAE, SAECNN, SAEFNO, SAEMLP, SAEPointwise, saes
 from neuralop_sae.testing import assert_equal
 
 
@@ -197,9 +197,20 @@ def test_casting_inside_a_parent_and_gradients() -> None:
 
 
 @pytest.mark.parametrize("cast", ["half", "bfloat16"])
-def test_half_precision_is_refused_with_the_way_out(cast: str) -> None:
+@pytest.mark.parametrize(
+    "model",
+    [make(), SAEMLP(3, 8, (6, 6), k=2), SAECNN(3, 8, (3, 3)), SAEPointwise(3, 8), PCA(3, 2)],
+    ids=lambda model: type(model).__name__,
+)
+def test_half_precision_is_refused_with_the_way_out(cast: str, model: SAE) -> None:
     with pytest.raises(TypeError, match=r"runs in float32 or float64, .* use autocast"):
-        getattr(make(), cast)()
+        getattr(model, cast)()
+    assert {tensor.dtype for tensor in model.state_dict().values()} <= {
+        torch.float32,
+        torch.complex64,
+        torch.int64,
+        torch.bool,
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
