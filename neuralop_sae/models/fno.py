@@ -219,7 +219,16 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
         if kind != "fno_block":
             return nn.Identity()
         block_module = self._convolution.block_module()
-        return FNOBlocks(self.in_channels, self.in_channels, self.n_modes, n_layers=1, conv_module=block_module)
+        # Half as many hidden channels as channels, as neuralop has it, but at least one.
+        expansion = max(0.5, 1 / self.in_channels)
+        return FNOBlocks(
+            self.in_channels,
+            self.in_channels,
+            self.n_modes,
+            n_layers=1,
+            conv_module=block_module,
+            channel_mlp_expansion=expansion,
+        )
 
 
 @saes.register("SAETFNO")

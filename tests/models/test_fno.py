@@ -45,6 +45,11 @@ def test_contract(name: str) -> None:
     check_model(sae, x)
 
 
+def test_blocks_of_one_channel_have_a_hidden_one() -> None:
+    sae = SAEFNO(1, 6, (5, 4), encoder="fno_block", decoder="fno_block")
+    check_model(sae, torch.randn(3, 1, 7, 8))
+
+
 def test_weights_are_neuralops_own() -> None:
     sae = SAEFNO(3, 6, (5, 4), concept_rule=TopK(2), encoder="fno_block", factorization="tucker", rank=0.5)
     for layer in (sae.concept_encoder, sae.concept_decoder):
