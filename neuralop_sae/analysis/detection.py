@@ -83,11 +83,9 @@ def find_peaks(code: Tensor, domain: Domain, separation: float) -> tuple[Tensor,
         ``(k,)`` int64, ``(k, n_dim)`` and ``(k,)`` float64, by sample and then by height, descending.
     """
     code = code.detach().cpu().double()
-    around = code
-    for dim, closes in enumerate(domain.periodic, start=1):
-        first, last = around.narrow(dim, 0, 1), around.narrow(dim, around.shape[dim] - 1, 1)
-        before, after = (last, first) if closes else (first, last)
-        around = torch.cat([before, around, after], dim).unfold(dim, 3, 1).amax(-1)
+    around = domain.surround(code)
+    for dim in range(1, code.ndim):
+        around = around.unfold(dim, 3, 1).amax(-1)
     place = ((code > 0) & (code >= around)).nonzero(as_tuple=True)
     sample, position, height = place[0], domain.points(code.shape[1:])[place[1:]], code[place]
     order = height.argsort(descending=True, stable=True)

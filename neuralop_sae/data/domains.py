@@ -34,18 +34,11 @@ class Domain(ABC):
     ----------
     n_dim : int
         Axes of a grid, and numbers in a position.
-    periodic : tuple of bool
-        Which axes of a grid close.
     cells : list of tuple of int
         The parts that events are drawn in, each by itself: a larger box has the cells of the smaller one and more.
     """
 
     n_dim: int
-
-    @property
-    @abstractmethod
-    def periodic(self) -> tuple[bool, ...]:
-        """See the class."""
 
     @property
     @abstractmethod
@@ -71,6 +64,10 @@ class Domain(ABC):
     @abstractmethod
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Length of the shortest way between positions ``(..., n_dim)``, broadcast, ``(...)``."""
+
+    @abstractmethod
+    def surround(self, values: Tensor) -> Tensor:
+        """Values ``(n, *shape)`` on a grid with what lies around it, one more point at both ends of each axis."""
 
     @abstractmethod
     def bump(self, position: Tensor, shape: Sequence[int], width: float) -> Tensor:
@@ -117,11 +114,6 @@ class Box(Domain):
         positive("length", self.length)
 
     @property
-    def periodic(self) -> tuple[bool, ...]:
-        """See :class:`Domain`: every one."""
-        return (True,) * self.n_dim
-
-    @property
     def cells(self) -> list[tuple[int, ...]]:
         """Cubes of side 1; the last ones may stick out."""
         return list(itertools.product(range(math.ceil(self.length)), repeat=self.n_dim))
@@ -150,6 +142,12 @@ class Box(Domain):
         """See :meth:`Domain.distance`."""
         apart = (a - b).abs() % self.length
         return torch.minimum(apart, self.length - apart).norm(dim=-1)
+
+    def surround(self, values: Tensor) -> Tensor:
+        """See :meth:`Domain.surround`: the other side of the box."""
+        for dim in range(1, self.n_dim + 1):
+            values = _closed(values, dim)
+        return values
 
     def waves(self, position: Tensor, shape: Sequence[int], width: Tensor, wavenumber: Tensor) -> Tensor:
         r"""Gaussian wave packets and all their periodic images, seen on a grid:
@@ -226,11 +224,6 @@ class Sphere(Domain):
         self.basis(0)
 
     @property
-    def periodic(self) -> tuple[bool, ...]:
-        """See :class:`Domain`: longitudes."""
-        return False, True
-
-    @property
     def cells(self) -> list[tuple[int, ...]]:
         """One: the whole sphere."""
         return [(0, 0)]
@@ -258,6 +251,18 @@ class Sphere(Domain):
         chord = (_vectors(a) - _vectors(b)).norm(dim=-1)
         return 2 * (chord / 2).clamp_max(1).asin()
 
+    def surround(self, values: Tensor) -> Tensor:
+        """See :meth:`Domain.surround`: what lies across the pole. A pole itself is one point, whatever the longitude: around it
+        is the largest value of its row and the next."""
+        colatitudes = self.basis(0).colatitudes(values.shape[1])
+        first, last = (
+            rows.amax((1, 2), keepdim=True).expand(-1, 1, values.shape[2])
+            if abs(math.sin(colatitude)) < 1e-6
+            else rows[:, :1].roll(values.shape[2] // 2, 2)
+            for rows, colatitude in ((values[:, :2], colatitudes[0]), (values[:, -2:].flip(1), colatitudes[-1]))
+        )
+        return _closed(torch.cat([first, values, last], 1), 2)
+
     def cosines(self, position: Tensor, shape: Sequence[int]) -> Tensor:
         """Cosines of the angles between positions ``(n, 2)`` and the points of a grid, ``(n, *shape)``, float64."""
         return torch.einsum("nd,abd->nab", _vectors(position.double()), _vectors(self.points(shape)))
@@ -271,6 +276,12 @@ class Sphere(Domain):
     def basis(self, highest: int) -> SphericalBasis:
         """See :meth:`Domain.basis`."""
         return SphericalBasis((highest + 1, 2 * (highest + 1)), self.grid)
+
+
+def _closed(values: Tensor, dim: int) -> Tensor:
+    """A periodic axis with its last point before the first one and the first after the last."""
+    size = values.shape[dim]
+    return torch.cat([values.narrow(dim, size - 1, 1), values, values.narrow(dim, 0, 1)], dim)
 
 
 def _vectors(position: Tensor) -> Tensor:

@@ -133,6 +133,18 @@ def test_a_bump_at_a_pole_is_one_peak(grid: str) -> None:
     assert sorted(position[:, 0].tolist()) == pytest.approx([0, torch.pi], abs=0.08)
 
 
+@pytest.mark.parametrize("grid", ["equiangular", "legendre-gauss", "lobatto"])
+@pytest.mark.parametrize("shape", [(33, 64), (32, 63)])
+@pytest.mark.parametrize("colatitude", [0.02, 0.3, 1.2, 2.9])
+def test_a_bump_beside_a_pole_is_one_peak_too(grid: str, shape: tuple[int, int], colatitude: float) -> None:
+    """Of the many points of a row at a pole, those beyond a bump have only lower neighbours, but are the same point."""
+    sphere = Sphere(grid)
+    place = torch.tensor([[colatitude, 1.0]], dtype=torch.float64)
+    code = sphere.bump(place, shape, 0.3)
+    found = detected(code, place.tolist(), sphere, 0.15)
+    assert found.hit.tolist() == [True]
+
+
 def truth(model, shape, n=40, **options):
     data = model.sample(n, shape, seed=3, **options)
     atoms = model.atoms(shape, **options)
