@@ -252,8 +252,8 @@ class Sphere(Domain):
         return 2 * (chord / 2).clamp_max(1).asin()
 
     def surround(self, values: Tensor) -> Tensor:
-        """See :meth:`Domain.surround`: what lies across the pole. A pole itself is one point, whatever the longitude: around it
-        is the largest value of its row and the next."""
+        """See :meth:`Domain.surround`: what lies across the pole. A pole itself is one point, whatever the longitude: around
+        it is the largest value of its row and the next."""
         colatitudes = self.basis(0).colatitudes(values.shape[1])
         first, last = (
             rows.amax((1, 2), keepdim=True).expand(-1, 1, values.shape[2])
