@@ -245,15 +245,16 @@ class ConceptDecoder(_SpectralLayer):
         norms = kernel_norms(self.kernels, None, self.energy_form(None)).clamp_min(1e-12)
         self.kernels.scale_(norm / norms)
 
-    def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
+    def kernel_norms(self, concepts: Tensor | None = None, through: Tensor | None = None) -> Tensor:
         """L2 norm of each concept's kernel over all channels, ``(p,)``: of its atom where concepts commute with translations;
         for a concept with a pointwise part alone it is ``|V_c|``. See :func:`~neuralop_sae.layers.moments.kernel_norms`.
 
-        Without gradient; or of the concepts ``(n,)`` that are named, with gradient.
+        Without gradient; or of the concepts ``(n,)`` that are named, with gradient. With a matrix ``through (l, m)`` norms are
+        of what it makes of the channels.
         """
         if concepts is None:
-            return kernel_norms(self.kernels, self.pointwise, self.energy_form(None))
-        return norms_of(self.kernels, concepts, self.skip_rows(concepts), self.energy_form(None))
+            return kernel_norms(self.kernels, self.pointwise, self.energy_form(None), through)
+        return norms_of(self.kernels, concepts, self.skip_rows(concepts), self.energy_form(None), through)
 
     def atoms(self, concepts: Tensor, shape: Sequence[int], *, pointwise: bool = True) -> Tensor:
         """What each concept writes for the unit impulse in the middle of the domain, ``(n, m, *shape)``; with or without its

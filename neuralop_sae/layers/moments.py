@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -221,15 +221,18 @@ def _vectors(kernels: MixedKernels, skip: Tensor | None, bias: Tensor, concepts:
 
 
 @torch.no_grad()
-def kernel_norms(kernels: Kernels, skip: Tensor | None, form: EnergyForm) -> Tensor:
+def kernel_norms(kernels: Kernels, skip: Tensor | None, form: EnergyForm, through: Tensor | None = None) -> Tensor:
     r"""L2 norm of each concept, ``(p,)``: root mean square, over all channels, of what it writes for a code of unit norm.
 
     :math:`\|d_c\|^2 = \sum_i\sum_\kappa w_\kappa \mathrm{Re}\,\overline{u_\kappa}(G u + 2 V G\delta)_\kappa + |V|^2` with
     u = W G delta for the flat spectrum delta of unit norm, on the continuum. That is the mean over white codes, the
     Hilbert-Schmidt norm over the root of the number of modes. Where concepts commute with translations
     (:attr:`SpectralBasis.equivariant`), each atom has this norm, wherever it is put; elsewhere atoms have it on average.
+
+    Pointwise parts are ``skip (p, m)``. With a matrix ``through (l, m)`` norms are of what it makes of the channels.
     """
-    norms = _Norms.of(form, kernels.multiplicity)
+    norms = _Norms.of(form, kernels.multiplicity, through)
+    skip = norms.seen(skip)
     mixed = norms.of_templates(kernels) if isinstance(kernels, MixedKernels) else None
     numbers = kernels.rank if isinstance(kernels, MixedKernels) else kernels.n_modes * kernels.n_channels
     chunk = max(1, chunk_bytes(form.own.device) // (8 * numbers))
@@ -240,12 +243,14 @@ def kernel_norms(kernels: Kernels, skip: Tensor | None, form: EnergyForm) -> Ten
     return torch.cat(parts).clamp_min_(0).sqrt_()
 
 
-def norms_of(kernels: Kernels, concepts: Tensor, pointwise: Tensor | None, form: EnergyForm) -> Tensor:
+def norms_of(
+    kernels: Kernels, concepts: Tensor, pointwise: Tensor | None, form: EnergyForm, through: Tensor | None = None
+) -> Tensor:
     """:func:`kernel_norms` of the kernels of some concepts ``(n,)`` and their pointwise parts ``(n, m)``, with gradient,
     ``(n,)``."""
-    norms = _Norms.of(form, kernels.multiplicity)
+    norms = _Norms.of(form, kernels.multiplicity, through)
     mixed = norms.of_templates(kernels) if isinstance(kernels, MixedKernels) else None
-    squares = norms.squares(kernels, mixed, concepts, pointwise)
+    squares = norms.squares(kernels, mixed, concepts, norms.seen(pointwise))
     return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
 
 
@@ -265,22 +270,34 @@ class _Norms:
     cross: Tensor
     paired: Tensor
     partner: Tensor
+    through: Tensor | None
 
     @classmethod
-    def of(cls, form: EnergyForm, multiplicity: int) -> _Norms:
+    def of(cls, form: EnergyForm, multiplicity: int, through: Tensor | None) -> _Norms:
         """`multiplicity` coefficients in a row belong to one mode of a kernel."""
         response = torch.where(form.inverse > 0, _flat(form).real / form.inverse, 0.0)  # G delta
         mirrored = form.mirrored * response[form.paired] * response[form.partner]
         each = (-1, multiplicity)
         own, cross = ((part * response.square()).view(each).sum(1) for part in (form.own, form.weights))
-        return cls(own, mirrored, cross, form.paired // multiplicity, form.partner // multiplicity)
+        return cls(own, mirrored, cross, form.paired // multiplicity, form.partner // multiplicity, through)
+
+    @overload
+    def seen(self, channels: Tensor) -> Tensor: ...
+    @overload
+    def seen(self, channels: Tensor | None) -> Tensor | None: ...
+    def seen(self, channels: Tensor | None) -> Tensor | None:
+        """What the matrix makes of channels ``(..., m)``."""
+        if self.through is None or channels is None:
+            return channels
+        return channels @ self.through.T.to(channels.dtype)
 
     def squares(self, kernels: Kernels, mixed: _Mixed | None, concepts: Tensor | slice, pointwise: Tensor | None) -> Tensor:
-        """Squared norms of some concepts, ``(n,)``; `mixed` is :meth:`of_templates` for kernels that are mixtures."""
+        """Squared norms of some concepts with pointwise parts as they are :meth:`seen`, ``(n,)``; `mixed` is
+        :meth:`of_templates` for kernels that are mixtures."""
         if mixed is not None:
             assert isinstance(kernels, MixedKernels)
             return mixed.squares(kernels.mixing(concepts), pointwise)
-        rows = kernels.rows(concepts)
+        rows = self.seen(kernels.rows(concepts))
         numbers = rows if kernels.is_real else torch.view_as_real(rows.resolve_conj()).flatten(-2)  # (n, K, m or 2 m)
         squares = numbers.square().sum(-1) @ self.own
         squares = squares + (rows[:, self.paired] * rows[:, self.partner]).sum(-1).real @ self.mirrored
@@ -291,7 +308,7 @@ class _Norms:
 
     def of_templates(self, kernels: MixedKernels) -> _Mixed:
         """The norm as a quadratic form in each concept's own vector."""
-        templates = kernels.templates() + 0j  # a real one counts as complex here
+        templates = self.seen(kernels.templates()) + 0j  # a real one counts as complex here
         weighted = (templates.conj() * self.own[:, None]).flatten(1)
         mirrored = (templates[:, self.paired] * self.mirrored[:, None]).flatten(1)
         return _Mixed(

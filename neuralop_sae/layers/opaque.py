@@ -122,10 +122,12 @@ class OpaqueDecoder(_OpaqueLayer):
         atoms = self.atoms(torch.arange(self.n_concepts, device=self.scale.device), pointwise=False)
         self.spectral_scale.mul_(norm / self._norms(atoms).square().mean().sqrt().clamp_min(1e-12))
 
-    def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
-        """L2 norm of each concept's atom over all channels, ``(p,)``, or of those that are named; without gradient."""
+    def kernel_norms(self, concepts: Tensor | None = None, through: Tensor | None = None) -> Tensor:
+        """L2 norm of each concept's atom over all channels, ``(p,)``, or of those that are named; without gradient. With a
+        matrix ``through (l, m)`` norms are of what it makes of the channels."""
         every = torch.arange(self.n_concepts, device=self.scale.device)
-        return self._norms(self.atoms(every if concepts is None else concepts))
+        atoms = self.atoms(every if concepts is None else concepts)
+        return self._norms(atoms if through is None else torch.einsum("nm...,lm->nl...", atoms, through))
 
     def _norms(self, atoms: Tensor) -> Tensor:
         return self.basis.mean_square(atoms).sum(1).sqrt()

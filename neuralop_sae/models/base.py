@@ -17,12 +17,14 @@ from .. import checkpoint, notebook
 from ..codes import ConceptCodes
 from ..layers.basis import SpectralBasis
 from ..layers.exchange import ALONE, Exchange
+from ..layers.lifting import Lifting
 from ..layers.sparsity import Rule
 from ..registry import Registry
 
 saes: Registry[type[SAE]] = Registry("sparse autoencoder")
 
 F = TypeVar("F", bound=Callable[..., Any])
+_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class SAE(nn.Module, ABC):
     mean: Tensor
     scale: Tensor
     exchange: Exchange = ALONE
+    _lifting: tuple[Lifting, ...] = ()  # in a tuple: its parameters are not this module's
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -182,6 +185,20 @@ class SAE(nn.Module, ABC):
     def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
         """L2 norm of each concept's atom, ``(n_concepts,)``; or of the concepts ``(n,)`` that are named, with gradient where a
         model has one."""
+
+    def look_through(self, lifting: Lifting) -> None:
+        """Where the fields are lifted: rank concepts by :meth:`seen_norms`, of what they write as activations."""
+        self._lifting = (lifting,)
+
+    def seen_norms(self, concepts: Tensor | None = None) -> Tensor:
+        """:meth:`kernel_norms`; where the fields are lifted, of the projected atoms, some at a time."""
+        if not self._lifting:
+            return self.kernel_norms(concepts)
+        (lifting,) = self._lifting
+        chosen = torch.arange(self.n_concepts, device=self.mean.device) if concepts is None else concepts
+        with torch.no_grad():
+            atoms = (lifting.project(self.atoms(some, self.atom_grid)) for some in chosen.split(_CHUNK))
+            return torch.cat([self.basis.mean_square(some).sum(1).sqrt() for some in atoms])
 
     @abstractmethod
     def initialize_from(self, x: Tensor, generator: torch.Generator | None = None) -> None:

@@ -9,7 +9,6 @@ import torch
 from neuralop.models.base_model import BaseModel
 from torch import Tensor, nn
 
-from ..layers.rows import take_rows
 from ..layers.selection import Selection
 from .base import saes
 from .dense import DenseSAE, Expressed, domain
@@ -19,8 +18,6 @@ from .starts import directions, random_points
 class PointSAE(DenseSAE):
     """An SAE of every point by itself, on a periodic box, or on the sphere where `grid` names how it is sampled. Subclasses
     set `decoder_weight` ``(p, m)`` and `decoder_bias` ``(m,)``."""
-
-    decoder_weight: Tensor
 
     def __init__(self, in_channels: int, n_concepts: int, n_dim: int, grid: str | None) -> None:
         super().__init__(in_channels, n_concepts)
@@ -35,9 +32,7 @@ class PointSAE(DenseSAE):
     def _write(self, values: Tensor, concepts: slice = slice(None)) -> Tensor:
         return torch.einsum("bc...,ci->bi...", values, self.decoder_weight[concepts])
 
-    def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
-        """Norm of each concept's channel vector; see :meth:`SAE.kernel_norms`."""
-        weight = self.decoder_weight.detach() if concepts is None else take_rows(self.decoder_weight, concepts)
+    def _norms(self, weight: Tensor) -> Tensor:
         return weight.norm(dim=1)
 
     @torch.no_grad()
@@ -103,7 +98,7 @@ class SAEPointwise(PointSAE, BaseModel, name="SAEPointwise"):  # type: ignore[ca
     def _express(self, pre_codes: Tensor) -> Expressed:
         strongest, index = torch.relu(pre_codes).topk(self.k, dim=1)
         values = torch.zeros_like(pre_codes).scatter(1, index, strongest)
-        scores = self.basis.mean_square(values.detach()).sqrt() * self.kernel_norms()
+        scores = self.basis.mean_square(values.detach()).sqrt() * self.seen_norms()
         return Expressed(values, Selection.from_mask(values.detach().flatten(2).any(2)), scores)
 
     def _revive(self, pre_codes: Tensor, dead: Tensor, k: int) -> Tensor:

@@ -11,7 +11,6 @@ from neuralop.models.base_model import BaseModel
 from torch import Tensor, nn
 
 from ..layers.domain_rules import DEFAULT_DOMAIN_RULE
-from ..layers.rows import take_rows
 from ..layers.sparsity import ConceptRule, DomainRule, build_rule, concept_rules, domain_rules, positive_int
 from ..layers.taps import adjoint, convolve, on_grid
 from .base import saes
@@ -119,11 +118,9 @@ class SAECNN(DenseSAE, BaseModel, name="SAECNN"):  # type: ignore[call-arg]  # m
         """See :attr:`SAE.atom_grid`."""
         return self.reference_grid or self.kernel_size
 
-    def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
-        """Norm of what each concept writes for a one at a point, over points and channels, ``(n_concepts,)``: L2 norm of its
-        atom, on the reference grid if there is one. Without gradient; or of the concepts ``(n,)`` that are named, with
-        gradient."""
-        weight = self.decoder_weight.detach() if concepts is None else take_rows(self.decoder_weight, concepts)
+    def _norms(self, weight: Tensor) -> Tensor:
+        """Of what each concept writes for a one at a point, over points and channels: the L2 norm of its atom, on the
+        reference grid if there is one."""
         return weight.flatten(1).norm(dim=1) / self._n_taps
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..codes import ConceptCodes
 from ..layers.basis import SpectralBasis
 from ..layers.fourier import FourierBasis
+from ..layers.rows import take_rows
 from ..layers.selection import Selection
 from ..layers.sparsity import ConceptRule, DomainRule
 from ..layers.spherical import SphericalBasis
@@ -44,11 +45,13 @@ class DenseSAE(SAE):
     """An SAE whose pre-codes ``(B, p, *grid)`` all exist. The rules are those of :class:`~neuralop_sae.SAEFNO`, and concepts
     are ranked by their true scores.
 
-    Subclasses give :meth:`_pre_codes` and :meth:`_write`, and set `concept_rule`, `domain_rule` and `decoder_bias`.
+    Subclasses give :meth:`_pre_codes`, :meth:`_write` and :meth:`_norms`, and set `concept_rule`, `domain_rule`,
+    `decoder_bias` and `decoder_weight` ``(p, m, ...)``.
     """
 
     concept_rule: ConceptRule
     domain_rule: DomainRule
+    decoder_weight: Tensor
     decoder_bias: Tensor
     _basis: SpectralBasis
 
@@ -59,6 +62,24 @@ class DenseSAE(SAE):
     @abstractmethod
     def _write(self, values: Tensor, concepts: slice = slice(None)) -> Tensor:
         """The field ``(B, m, *grid)`` of the codes of some concepts, ``(B, n, *grid)``, bias left out, in normalised units."""
+
+    @abstractmethod
+    def _norms(self, weight: Tensor) -> Tensor:
+        """L2 norms of the atoms in a decoder's weights ``(n, channels, ...)``, ``(n,)``."""
+
+    def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
+        """See :meth:`SAE.kernel_norms`; with gradient for concepts that are named."""
+        return self._norms(self._weight(concepts))
+
+    def seen_norms(self, concepts: Tensor | None = None) -> Tensor:
+        """See :meth:`SAE.seen_norms`."""
+        weight = self._weight(concepts)
+        for lifting in self._lifting:
+            weight = lifting.project(weight)
+        return self._norms(weight if concepts is not None else weight.detach())
+
+    def _weight(self, concepts: Tensor | None) -> Tensor:
+        return self.decoder_weight.detach() if concepts is None else take_rows(self.decoder_weight, concepts)
 
     @property
     def basis(self) -> SpectralBasis:
@@ -124,7 +145,7 @@ class DenseSAE(SAE):
         quadrature = self._code_basis.quadrature(pre_codes.shape[2:], like=pre_codes)
         concept = torch.arange(p, device=pre_codes.device).repeat(batch)
         values = self.domain_rule.activate(pre_codes.flatten(0, 1), concept, quadrature).reshape(pre_codes.shape)
-        scores = (self._code_basis.mean_square(values.detach()).sqrt() * self.kernel_norms()).detach()
+        scores = (self._code_basis.mean_square(values.detach()).sqrt() * self.seen_norms()).detach()
         selection = Selection.from_mask(self.concept_rule.select(scores))
         if self.training:
             on = pre_codes.detach()[selection.sample, selection.concept]
@@ -138,7 +159,7 @@ class DenseSAE(SAE):
     def _revive(self, pre_codes: Tensor, dead: Tensor, k: int) -> Tensor:
         """What the strongest dead concepts of each sample would write, in normalised units. Their pre-codes are rectified by a
         leaky ReLU, so that a wholly negative one still gets a gradient."""
-        bound = torch.where(dead, self._code_basis.mean_square(pre_codes.detach()).sqrt() * self.kernel_norms(), -1.0)
+        bound = torch.where(dead, self._code_basis.mean_square(pre_codes.detach()).sqrt() * self.seen_norms(), -1.0)
         strongest, index = bound.topk(min(k, self.n_concepts), dim=1)
         chosen = torch.zeros_like(bound).scatter(1, index, (strongest >= 0).to(bound.dtype))
         return self._write(nn.functional.leaky_relu(pre_codes, 0.01) * self._per_code(chosen))

@@ -7,16 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..codes import ConceptCodes
 from ..layers.basis import SpectralBasis
 from ..layers.lifting import Lifting
 from ..layers.unrolled import UnrolledEncoder
 from .base import SAE, SAEOutput, full_precision, saes
-from .spectral import SpectralSAE
-
-_CHUNK = 256
 
 
 @saes.register("Lifted")
@@ -29,7 +26,8 @@ class Lifted(SAE):
     :math:`-\eta\,(L^T L\,\nabla_D + \nabla_D \tilde D^T \tilde D)`: gradients are preconditioned by what was learned. A fixed
     L with orthonormal columns changes nothing.
 
-    Concepts are ranked by their norms in the lifted space.
+    Concepts are ranked by what they write as activations, as those of the plain SAE are; only those of a decoder with a trunk
+    by their norms before it.
 
     Parameters
     ----------
@@ -78,13 +76,14 @@ class Lifted(SAE):
         self.lifting = Lifting(self.in_channels, channels, projection=projection)
         self.inner = kind(**{**arguments, "in_channels": channels})
         self.n_dim = self.inner.n_dim
+        self.inner.look_through(self.lifting)
         encoder = getattr(self.inner, "concept_encoder", None)
         if residual == "original" and isinstance(encoder, UnrolledEncoder):
             if projection != "tied":
                 raise ValueError(
                     "an unrolled encoder descends with the transpose of P: projection='tied', or residual='lifted'"
                 )
-            encoder.look_through(self.lifting)  # type: ignore[operator]
+            encoder.look_through(self.lifting)
 
     @property
     def basis(self) -> SpectralBasis:
@@ -136,21 +135,9 @@ class Lifted(SAE):
         return self.lifting.project(self.inner.atoms(concepts, shape, **kwargs))
 
     def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
-        """L2 norm of each concept's atom, ``(n_concepts,)``, from the atoms themselves, some at a time; or of the concepts
-        ``(n,)`` that are named, with gradient where the lifted SAE is a spectral one without a trunk."""
-        if concepts is not None:
-            return self._norms(concepts)
-        everything = torch.arange(self.n_concepts, device=self.mean.device)
-        with torch.no_grad():
-            return torch.cat([self._norms(some) for some in everything.split(_CHUNK)])
-
-    def _norms(self, concepts: Tensor) -> Tensor:
-        inner, grid = self.inner, self.inner.atom_grid
-        if isinstance(inner, SpectralSAE) and isinstance(inner.decoder_trunk, nn.Identity):
-            atoms = self.lifting.project(inner.concept_decoder.atoms(concepts, grid))
-        else:
-            atoms = self.atoms(concepts, grid)
-        return self.basis.mean_square(atoms).sum(1).sqrt()
+        """L2 norm of each concept's atom as activations, ``(n_concepts,)``; or of the concepts ``(n,)`` that are named, with
+        gradient where the lifted SAE has one."""
+        return self.inner.seen_norms(concepts)
 
     @property
     def atom_grid(self) -> tuple[int, ...]:

@@ -14,7 +14,6 @@ from ..layers.basis import SpectralBasis
 from ..layers.concept_rules import TopK
 from ..layers.domain_rules import Rectify
 from ..layers.fourier import FourierBasis
-from ..layers.rows import take_rows
 from ..layers.selection import Selection
 from ..layers.sparsity import DomainRule, build_rule, concept_rules
 from .base import full_precision, saes
@@ -31,7 +30,6 @@ class FlatSAE(DenseSAE):
 
     grid: tuple[int, ...]
     encoder_weight: Tensor
-    decoder_weight: Tensor
     encoder_bias: Tensor
 
     def __init__(
@@ -95,9 +93,7 @@ class FlatSAE(DenseSAE):
         """See :attr:`SAE.atom_grid`: the one grid."""
         return self.grid
 
-    def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
-        """L2 norm of each atom; see :meth:`SAE.kernel_norms`."""
-        weight = self.decoder_weight.detach() if concepts is None else take_rows(self.decoder_weight, concepts)
+    def _norms(self, weight: Tensor) -> Tensor:
         return self.basis.mean_square(weight).sum(1).sqrt()
 
     @torch.no_grad()

@@ -172,7 +172,7 @@ class SpectralSAE(SAE):
 
     def _infer(self, spectrum: Spectrum) -> Pass:
         """All passes over a field: of the last one, but for the bound, which is of the first."""
-        norms, encoder, (first, *later) = self.kernel_norms(), self._unrolled, self._passes()
+        norms, encoder, (first, *later) = self._norms(), self._unrolled, self._passes()
         out = self._pass(spectrum, norms, first)
         bound = out.bound
         for rules in later:
@@ -290,7 +290,7 @@ class SpectralSAE(SAE):
     @torch.no_grad()
     def _dense_scores(self, pre_codes: Tensor, values: Tensor, quadrature: Tensor, rules: Rules) -> Tensor:
         """As :meth:`_rank`, with moments and norms taken on the grid."""
-        norms = self.concept_decoder.kernel_norms()
+        norms = self._norms()
         scores = self.basis.mean_square(values).sqrt() * norms
         if self.selection == "exact":
             return scores
@@ -303,6 +303,20 @@ class SpectralSAE(SAE):
     def kernel_norms(self, concepts: Tensor | None = None) -> Tensor:
         """L2 norm of each concept's atom over all channels, before the decoder's trunk; see :meth:`SAE.kernel_norms`."""
         return self.concept_decoder.kernel_norms(concepts)
+
+    def seen_norms(self, concepts: Tensor | None = None) -> Tensor:
+        """See :meth:`SAE.seen_norms`; after the decoder's trunk, if there is one."""
+        if not self._lifting or self._has_trunk:
+            return super().seen_norms(concepts)
+        return self.concept_decoder.kernel_norms(concepts, self._lifting[0].projection)
+
+    def _norms(self) -> Tensor:
+        """By which concepts are ranked. What a trunk makes of an atom takes too long to find for every field."""
+        return self.kernel_norms() if self._has_trunk else self.seen_norms()
+
+    @property
+    def _has_trunk(self) -> bool:
+        return not isinstance(self.decoder_trunk, nn.Identity)
 
     @full_precision
     @torch.no_grad()
