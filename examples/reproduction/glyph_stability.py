@@ -80,7 +80,8 @@ def alike(a: Dictionary, b: Dictionary, translate: bool) -> dict[str, float]:
     fewer of them."""
     few, many = sorted((a, b), key=lambda each: len(each.atoms))
     cosine = match_atoms(many.atoms, few.atoms, few.sae.basis, translate=translate).matched_cosine
-    chance = chance_cosine(many.sae, few.atoms, n_draws=3, seed=1000, translate=translate).mean
+    n_atoms = len(many.atoms)
+    chance = chance_cosine(many.sae, few.atoms, n_atoms=n_atoms, n_draws=3, seed=1000, translate=translate).mean
     return {"cosine": cosine, "chance": chance, "excess": cosine - chance, "living": len(few.atoms)}
 
 
@@ -112,7 +113,7 @@ def stable(values: dict[str, Any], matching: str, pairs: str) -> Row:
     one_start = "; ".join(f"{KINDS[kind]} {spread(column(values, kind, matching, 'same start', 'excess'))}" for kind in KINDS)
     remark = (
         f"Two seeds before training, above chance: {begin}; all start from the images. "
-        f"Living concepts that are compared: {living}. Chance is a dictionary as it is made."
+        f"Living concepts that are compared: {living}. Chance is a dictionary as it is made, of as many concepts."
     )
     if pairs == "levels":
         remark += f" Levels are of different seeds here; two of one seed start alike, and come to {one_start}."

@@ -38,7 +38,7 @@ def alike(a: Dictionary, b: Dictionary) -> dict[str, float]:
     few, many = sorted((a, b), key=lambda each: len(each.atoms))
     basis = few.sae.basis
     cosine = match_atoms(many.atoms, few.atoms, basis).matched_cosine
-    chance = chance_cosine(many.sae, few.atoms, n_draws=3, seed=1000).mean
+    chance = chance_cosine(many.sae, few.atoms, n_atoms=len(many.atoms), n_draws=3, seed=1000).mean
     code = match_atoms(many.codes, few.codes, basis).matched_cosine
     code_chance = match_atoms(many.codes.roll(1, dims=1), few.codes, basis).matched_cosine
     excess = cosine - chance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -65,13 +66,13 @@ class Evidence:
     stability: Mapping[int, Stability] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, sae: SAE, probes: Any, effects: Any, stability: Any) -> Evidence:
+    def of(cls, sae: SAE, activations: Tensor, probes: Any, effects: Any, stability: Any) -> Evidence:
         """From what :func:`~neuralop_sae.report` is given."""
         tests = effects.tests if isinstance(effects, CausalTest) else None
         effects = effects.effects if isinstance(effects, CausalTest) else effects
         _check_table("probes", "probe", probes, _PROBES, sae.n_concepts)
         _check_table("effects", "causal_test", effects, _EFFECTS, sae.n_concepts)
-        return cls(probes, effects, tests, _stability(sae, stability))
+        return cls(probes, effects, tests, _stability(sae, activations, stability))
 
     def physics(self, concept: int, n: int = 6) -> list[dict[str, Any]]:
         """The n closest correlations of a concept, closest first."""
@@ -140,14 +141,16 @@ def _check_table(name: str, function: str, table: Any, columns: Iterable[str], n
         )
 
 
-def _stability(sae: SAE, given: Any) -> dict[int, Stability]:
-    """Cosines beside chance; where only cosines are given, the other run is taken to have had the same arguments."""
+def _stability(sae: SAE, activations: Tensor, given: Any) -> dict[int, Stability]:
+    """Cosines beside chance, of concepts that are on; where only cosines are given, the other run is taken to have had the
+    same arguments and as many concepts on."""
     if given is None:
         return {}
     other = given if isinstance(given, SAE) else sae
-    cosines = _by_concept(sae, stability_of(sae, given) if isinstance(given, SAE) else given)
-    chance = stability_by_chance(sae, other).tolist()
-    return {concept: Stability(cosine, chance[concept]) for concept, cosine in cosines.items()}
+    cosines = _by_concept(sae, stability_of(sae, given, activations) if isinstance(given, SAE) else given)
+    chance = stability_by_chance(sae, other, activations).tolist()
+    found = {concept: Stability(cosine, chance[concept]) for concept, cosine in cosines.items()}
+    return {concept: pair for concept, pair in found.items() if not math.isnan(pair.cosine + pair.chance)}
 
 
 def _by_concept(sae: SAE, stability: Any) -> dict[int, float]:

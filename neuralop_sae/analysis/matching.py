@@ -153,12 +153,19 @@ class Chance(NamedTuple):
 
 
 def chance_cosine(
-    sae: SAE, true: Tensor, *, n_draws: int = 5, seed: int = 0, signed: bool = True, translate: bool = True
+    sae: SAE,
+    true: Tensor,
+    *,
+    n_atoms: int | None = None,
+    n_draws: int = 5,
+    seed: int = 0,
+    signed: bool = True,
+    translate: bool = True,
 ) -> Chance:
     """The matched cosine of models like this one as they are made, before any training.
 
     It is far from zero: the best of p atoms in the best of all places is like many things, and the more so the fewer modes
-    an atom has.
+    an atom has and the more atoms there are to choose from.
 
     Parameters
     ----------
@@ -166,6 +173,9 @@ def chance_cosine(
         The model whose arguments are used; its weights are not.
     true, signed, translate
         As in :func:`match_atoms`.
+    n_atoms : int, optional
+        Atoms to choose from: as many as were offered to :func:`match_atoms`, where some of the model's concepts are dead. By
+        default all.
     n_draws : int
         Models made, at least 2.
     seed : int
@@ -183,7 +193,7 @@ def chance_cosine(
     found = []
     for draw in range(n_draws):
         fresh = untrained(sae, seed + draw)
-        atoms = fresh.atoms(range(fresh.n_concepts), true.shape[2:])
+        atoms = fresh.atoms(range(fresh.n_concepts if n_atoms is None else n_atoms), true.shape[2:])
         matching = match_atoms(atoms, true.cpu(), fresh.basis, signed=signed, translate=translate)
         found.append(matching.matched_cosine)
     return Chance(float(torch.tensor(found).mean()), float(torch.tensor(found).std()))

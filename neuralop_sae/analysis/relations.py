@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..layers.sparsity import DomainRule
+from ..attach.capture import eval_mode
 from ..models.base import SAE
-from ..models.mlp import SAEMLP
+from .evaluate import ConceptUse
 from .matching import match_atoms, pair_cosines, untrained
 
+_BATCH = 16
 
-@torch.no_grad()
-def stability(sae: SAE, other: SAE) -> Tensor:
+
+def stability(sae: SAE, other: SAE, activations: Tensor | None = None) -> Tensor:
     """How well each concept is found again by another training run: the cosine of its atom with the one matched to it.
 
     Parameters
@@ -23,12 +24,16 @@ def stability(sae: SAE, other: SAE) -> Tensor:
         Whose concepts are asked about.
     other : SAE
         Trained on the same activations, say from another seed; it may have more or fewer concepts.
+    activations : Tensor or other activations, optional
+        ``(N, channels, *grid)``: concepts that are on in none of these are left out, of both models. A dead one says nothing,
+        but may be matched.
 
     Returns
     -------
     Tensor
         ``(n_concepts,)``, float64: see :func:`~neuralop_sae.analysis.matching.match_atoms`; 0 where `other` has no concept
-        left. The best of many atoms is like many things: :func:`stability_by_chance` tells how much.
+        left, NaN for a concept that is dead. The best of many atoms is like many things: :func:`stability_by_chance` tells
+        how much.
 
     Raises
     ------
@@ -42,26 +47,20 @@ def stability(sae: SAE, other: SAE) -> Tensor:
     >>> stability(sae, sae).round(decimals=4).tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
-    if not isinstance(other, SAE):
-        raise TypeError(f"stability compares with another SAE, got {type(other).__name__}; load one with neuralop_sae.load")
-    if other.in_channels != sae.in_channels or type(other.basis) is not type(sae.basis):
-        raise ValueError(
-            f"atoms are compared over the same channels and domain: this model has {sae.in_channels} channels on a "
-            f"{type(sae.basis).__name__}, the other {other.in_channels} on a {type(other.basis).__name__}"
-        )
-    grid = [max(sizes) for sizes in zip(sae.atom_grid, other.atom_grid, strict=True)]
-    atoms, others = (model.atoms(range(model.n_concepts), grid).cpu() for model in (sae, other))
-    return match_atoms(others, atoms, sae.basis, signed=_is_signed(sae), translate=_moves(sae)).cosine
+    _check_pair(sae, other)
+    return _matched(sae, other, _living(sae, activations), _living(other, activations))
 
 
-def stability_by_chance(sae: SAE, other: SAE, *, n_draws: int = 3, seed: int = 1000) -> Tensor:
+def stability_by_chance(
+    sae: SAE, other: SAE, activations: Tensor | None = None, *, n_draws: int = 3, seed: int = 1000
+) -> Tensor:
     """What :func:`stability` gives, concept by concept, where there is nothing to find again: in place of `other` a model of
-    its arguments before any training.
+    its arguments before any training, with as many concepts to choose from.
 
     Parameters
     ----------
-    sae, other : SAE
-        As for :func:`stability`; of `other` only the arguments are used.
+    sae, other, activations
+        As for :func:`stability`; of `other` only the arguments are used, and how many of its concepts are on.
     n_draws : int
         Models made; the result is the mean over them.
     seed : int
@@ -79,14 +78,50 @@ def stability_by_chance(sae: SAE, other: SAE, *, n_draws: int = 3, seed: int = 1
     >>> bool((stability_by_chance(sae, sae) < stability(sae, sae)).all())
     True
     """
-    return torch.stack([stability(sae, untrained(other, seed + draw)) for draw in range(n_draws)]).mean(0)
+    _check_pair(sae, other)
+    living, n_others = _living(sae, activations), len(_living(other, activations))
+    draws = [_matched(sae, untrained(other, seed + draw), living, torch.arange(n_others)) for draw in range(n_draws)]
+    return torch.stack(draws).mean(0)
+
+
+def _check_pair(sae: SAE, other: SAE) -> None:
+    if not isinstance(other, SAE):
+        raise TypeError(f"stability compares with another SAE, got {type(other).__name__}; load one with neuralop_sae.load")
+    if other.in_channels != sae.in_channels or type(other.basis) is not type(sae.basis):
+        raise ValueError(
+            f"atoms are compared over the same channels and domain: this model has {sae.in_channels} channels on a "
+            f"{type(sae.basis).__name__}, the other {other.in_channels} on a {type(other.basis).__name__}"
+        )
+
+
+@torch.no_grad()
+def _living(sae: SAE, activations: Tensor | None) -> Tensor:
+    """The concepts that are on in some of the activations; by default all."""
+    if activations is None:
+        return torch.arange(sae.n_concepts)
+    use = ConceptUse(sae)
+    with eval_mode(sae):
+        for x in activations.split(_BATCH):
+            use.update(sae.encode(x.to(sae.mean.device)))
+    return use.frequency().nonzero()[:, 0]
+
+
+@torch.no_grad()
+def _matched(sae: SAE, other: SAE, concepts: Tensor, others: Tensor) -> Tensor:
+    """Matched cosines of some concepts with some of another model, ``(n_concepts,)``; NaN for the rest."""
+    found = torch.full((sae.n_concepts,), torch.nan, dtype=torch.float64)
+    if len(concepts):
+        grid = [max(sizes) for sizes in zip(sae.atom_grid, other.atom_grid, strict=True)]
+        atoms, candidates = sae.atoms(concepts, grid).cpu(), other.atoms(others, grid).cpu()
+        found[concepts] = match_atoms(candidates, atoms, sae.basis, signed=sae.rectifies, translate=sae.moves).cosine
+    return found
 
 
 @torch.no_grad()
 def alike(sae: SAE, concepts: Sequence[int]) -> Tensor:
     """Largest cosines of the atoms of n concepts over the translations, as :func:`stability` takes them: ``(n, n)``."""
     atoms = sae.atoms(concepts, sae.atom_grid).cpu()
-    return pair_cosines(atoms, atoms, sae.basis, _is_signed(sae), _moves(sae))[0]
+    return pair_cosines(atoms, atoms, sae.basis, sae.rectifies, sae.moves)[0]
 
 
 def together(on: Tensor) -> Tensor:
@@ -106,12 +141,3 @@ def nearest(likeness: Tensor, concepts: Sequence[int], n: int = 5) -> dict[int, 
         concept: [(concepts[i], v) for v, i in zip(row[:n], at, strict=False) if v > 0]
         for concept, row, at in zip(concepts, values.tolist(), index.tolist(), strict=True)
     }
-
-
-def _is_signed(sae: SAE) -> bool:
-    rule = getattr(sae, "domain_rule", None)
-    return not isinstance(rule, DomainRule) or rule.rectifies
-
-
-def _moves(sae: SAE) -> bool:
-    return not isinstance(sae, SAEMLP)

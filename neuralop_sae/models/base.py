@@ -18,7 +18,7 @@ from ..codes import ConceptCodes
 from ..layers.basis import SpectralBasis
 from ..layers.exchange import ALONE, Exchange
 from ..layers.lifting import Lifting
-from ..layers.sparsity import Rule
+from ..layers.sparsity import DomainRule, Rule
 from ..registry import Registry
 
 saes: Registry[type[SAE]] = Registry("sparse autoencoder")
@@ -212,6 +212,17 @@ class SAE(nn.Module, ABC):
     def divide(self, n_concepts: int, exchange: Exchange) -> None:
         """Become a shard of a dictionary: the tensors of :meth:`concept_axes` hold so many concepts by now."""
         raise NotImplementedError(f"the dictionary of a {type(self).__name__} cannot be divided")
+
+    @property
+    def moves(self) -> bool:
+        """Whether concepts move with the field: not where each point has weights of its own."""
+        return True
+
+    @property
+    def rectifies(self) -> bool:
+        """Whether codes are never negative, so that an atom and its negative differ."""
+        rule = getattr(self, "domain_rule", None)
+        return not isinstance(rule, DomainRule) or rule.rectifies
 
     @property
     def dtype(self) -> torch.dtype:

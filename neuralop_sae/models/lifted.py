@@ -90,6 +90,16 @@ class Lifted(SAE):
         """Of the SAE of h channels."""
         return self.inner.basis
 
+    @property
+    def moves(self) -> bool:
+        """See :attr:`SAE.moves`."""
+        return self.inner.moves
+
+    @property
+    def rectifies(self) -> bool:
+        """See :attr:`SAE.rectifies`."""
+        return self.inner.rectifies
+
     def _repr_html_(self) -> str:
         return super()._repr_html_() + self.inner._repr_html_()
 

@@ -58,6 +58,11 @@ class FlatSAE(DenseSAE):
             )
 
     @property
+    def moves(self) -> bool:
+        """See :attr:`SAE.moves`: no."""
+        return False
+
+    @property
     def _code_basis(self) -> SpectralBasis:
         return FourierBasis((1,) * self.n_dim)  # of the one point that a constant needs
 

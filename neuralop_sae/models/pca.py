@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from neuralop.models.base_model import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layers.concept_rules import All
 from ..layers.domain_rules import Identity
@@ -47,7 +48,7 @@ class PCA(_Fitted, PointSAE, BaseModel, name="PCA"):  # type: ignore[call-arg]  
     ``a(s) = U (x(s) - b)`` and ``xhat(s) = U^T a(s) + b`` at every point s, with the leading eigenvectors U of the channels'
     covariance over samples and points. Codes are signed and all are expressed everywhere. Points count by their area.
 
-    It has nothing to train: :meth:`fit` it.
+    It has nothing to train: :meth:`fit` it. Before that components are random ones, orthonormal too.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ class PCA(_Fitted, PointSAE, BaseModel, name="PCA"):  # type: ignore[call-arg]  
         if n_concepts > in_channels:
             raise ValueError(f"fields of {in_channels} channels have no {n_concepts} components; n_concepts is at most that")
         self.concept_rule, self.domain_rule = All(), Identity()
-        self.register_buffer("decoder_weight", torch.eye(n_concepts, in_channels))
+        self.register_buffer("decoder_weight", nn.init.orthogonal_(torch.empty(n_concepts, in_channels)))
         self.register_buffer("decoder_bias", torch.zeros(in_channels))
 
     def _pre_codes(self, field: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ class FieldPCA(_Fitted, FlatSAE, BaseModel, name="FieldPCA"):  # type: ignore[ca
     ``z = U (x - b)`` and ``xhat = U^T z + b`` on the flattened field, with inner products by quadrature, b the mean field and
     U the leading modes, orthonormal functions. Codes are signed, constant over the domain, and all are on.
 
-    It has nothing to train: :meth:`fit` it.
+    It has nothing to train: :meth:`fit` it. Before that components are random ones, orthonormal too.
 
     Parameters
     ----------
@@ -127,7 +128,9 @@ class FieldPCA(_Fitted, FlatSAE, BaseModel, name="FieldPCA"):  # type: ignore[ca
     def __init__(self, in_channels: int, n_concepts: int, grid: int | Sequence[int], *, sht_grid: str | None = None) -> None:
         super().__init__(in_channels, n_concepts, grid, sht_grid, Identity())
         self.concept_rule = All()
-        self.register_buffer("decoder_weight", torch.zeros(n_concepts, in_channels, *self.grid))
+        modes = nn.init.orthogonal_(torch.empty(n_concepts, in_channels * math.prod(self.grid)))
+        weights = self.basis.quadrature(self.grid, like=modes).expand(self.grid)
+        self.register_buffer("decoder_weight", modes.unflatten(1, (in_channels, *self.grid)) / weights.sqrt())
         self.register_buffer("decoder_bias", torch.zeros(in_channels, *self.grid))
 
     @property

@@ -150,6 +150,8 @@ def test_chance_is_that_of_fresh_models_and_leaves_the_generator_alone() -> None
     # More atoms to choose from, or fewer modes to be different in, and chance is higher.
     assert chance_cosine(ns.SAEFNO(1, 20, (33,), skip=None), true).mean > chance.mean + 0.03
     assert chance_cosine(ns.SAEFNO(1, 5, (127,), skip=None), true).mean < chance.mean - 0.1
+    many = ns.SAEFNO(1, 20, (33,), skip=None)
+    assert chance_cosine(many, true, n_atoms=5).mean < chance_cosine(many, true).mean - 0.03
 
 
 def test_chance_does_not_depend_on_what_was_learned() -> None:

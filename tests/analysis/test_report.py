@@ -282,21 +282,23 @@ def test_a_page_of_globes(tmp_path: Path) -> None:
         assert float(row["data-area"]) == pytest.approx(float(covered[on, concept].mean()) if on.any() else 0.0)
 
 
-def test_physics_effects_and_stability(sae: SAEFNO, written: Path) -> None:
+def test_physics_effects_and_stability(sae: SAEFNO, activations: Tensor, written: Path) -> None:
     text = written.read_text(encoding="utf-8")
     for row in Outline(text).rows():
         concept = int(row["data-index"])
         assert float(row["data-follows"]) == pytest.approx(0.8 - concept / 100), "not the closest that is a finding"
         assert ("data-effect" in row) == (concept < 11)
         assert concept == 11 or float(row["data-effect"]) == pytest.approx(concept / 8)
-        assert ("data-stability" in row) == (concept in (0, 3, 5))
-    chance = stability_by_chance(sae, sae)
-    for concept, cosine in STABILITY.items():
+        assert ("data-stability" in row) == (concept in STABILITY and row.get("class") != "dead")
+    chance = stability_by_chance(sae, sae, activations)
+    living = {concept: cosine for concept, cosine in STABILITY.items() if not chance[concept].isnan()}
+    assert 0 < len(living) < len(STABILITY)
+    for concept, cosine in living.items():
         known = Stability(cosine, float(chance[concept]))
         shown = rf'data-index="{concept}".*?<td>{known.label} <span class="soft">{cosine:.2f} \({known.chance:.2f}\)'
         assert re.search(shown, text)
         assert re.search(rf'data-index="{concept}"[^>]* data-stability="{known.excess}"', text)
-    assert f"on average {float(chance[list(STABILITY)].mean()):.2f}" in text
+    assert f"on average {float(chance[list(living)].mean()):.2f}" in text
     for card in re.findall(r'<details open class="card".*?</details>', text, re.DOTALL):
         concept = int(re.findall(r'id="concept-(\d+)"', card)[0])
         assert re.findall(r'<th scope="row">(\w+)</th><td>([+-][\d.]+)</td>', card)[:3] == [
@@ -330,12 +332,12 @@ def test_the_word_for_stability_goes_by_the_excess_above_chance(cosine: float, c
     assert Stability(cosine, chance).label == label
 
 
-def test_a_dictionary_that_learned_nothing_is_not_called_stable(sae: SAEFNO) -> None:
+def test_a_dictionary_that_learned_nothing_is_not_called_stable(sae: SAEFNO, activations: Tensor) -> None:
     torch.manual_seed(5)
     twin, stranger = SAEFNO(3, 12, (5, 5)), SAEFNO(3, 12, (5, 5))
     twin.load_state_dict(sae.state_dict(), strict=False)
-    assert {found.label for found in Evidence.of(sae, None, None, twin).stability.values()} == {"stable"}
-    labels = [found.label for found in Evidence.of(sae, None, None, stranger).stability.values()]
+    assert {found.label for found in Evidence.of(sae, activations, None, None, twin).stability.values()} == {"stable"}
+    labels = [found.label for found in Evidence.of(sae, activations, None, None, stranger).stability.values()]
     assert set(labels) <= {"unstable", "as chance"}
     assert labels.count("as chance") >= 3
 
