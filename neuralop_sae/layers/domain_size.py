@@ -19,6 +19,16 @@ from torch import Tensor
 from .fourier import FourierBasis
 
 
+def length_factors(lengths: float | Sequence[float], n_dim: int) -> tuple[float, ...]:
+    """Factors on the lengths of a box, one for each dimension; ValueError unless they are positive and fit."""
+    factors = tuple(float(c) for c in lengths) if isinstance(lengths, Sequence) else (float(lengths),) * n_dim
+    if len(factors) != n_dim or not all(math.isfinite(c) and c > 0 for c in factors):
+        raise ValueError(
+            f"lengths are {n_dim} positive factors on the lengths of the box of training, or one for all, got {lengths!r}"
+        )
+    return factors
+
+
 def basis_on(basis: FourierBasis, lengths: Sequence[float]) -> FourierBasis:
     """The modes that a box of these lengths has below the first wavenumber that `basis` leaves out."""
     cutoffs = (n // 2 + 1 for n in basis.n_modes)

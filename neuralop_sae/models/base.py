@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from .. import checkpoint, notebook
 from ..codes import ConceptCodes
 from ..layers.basis import SpectralBasis
+from ..layers.domain_size import length_factors
 from ..layers.exchange import ALONE, Exchange
 from ..layers.lifting import Lifting
 from ..layers.sparsity import DomainRule, Rule
@@ -223,6 +225,52 @@ class SAE(nn.Module, ABC):
         """Whether codes are never negative, so that an atom and its negative differ."""
         rule = getattr(self, "domain_rule", None)
         return not isinstance(rule, DomainRule) or rule.rectifies
+
+    def on_domain(self, lengths: float | Sequence[float], domain: str = "physical") -> Self:
+        r"""A model like this one for fields on a periodic box of another length.
+
+        Sample fields with the grid step of training: on a box twice as long, 64 points become 128.
+
+        Parameters
+        ----------
+        lengths : float or sequence of float
+            How many times as long as the box of training the new one is, in all dimensions or in each. Any ratio.
+        domain : {"physical", "index"}
+            ``"physical"``: concepts keep their size. Spectral kernels are zero outside their old box, and modes are indexed
+            anew by physical wavenumber, see :mod:`neuralop_sae.layers.domain_size`; there are as many more modes. Taps in
+            physical units count on a reference grid of as many more points. ``"index"``: a copy. Modes keep their numbers, so
+            that concepts stretch with the box.
+
+        Returns
+        -------
+        SAE
+            The new model. Rules are those of this one. A number of concepts per sample counts over the whole new box, and
+            scores are root mean squares over it.
+
+        Raises
+        ------
+        ValueError
+            For impossible arguments, and for models whose concepts cannot keep their size: with factorised kernels, trunks or
+            another basis than Fourier's, with weights for each point, on the sphere.
+
+        Examples
+        --------
+        >>> import torch, neuralop_sae as ns
+        >>> sae = ns.SAEFNO(in_channels=2, n_concepts=8, n_modes=(9, 9))
+        >>> longer = sae.on_domain((2, 1))
+        >>> longer.n_modes, longer(torch.randn(1, 2, 48, 24)).codes.grid
+        ((19, 9), (48, 24))
+        """
+        if domain not in ("physical", "index"):
+            raise ValueError(
+                f"unknown domain {domain!r}; known: 'physical' (concepts keep their size), 'index' (they stretch)"
+            )
+        factors = length_factors(lengths, self.n_dim)
+        return copy.deepcopy(self) if domain == "index" else self._with_lengths(factors)
+
+    def _with_lengths(self, factors: tuple[float, ...]) -> Self:
+        """:meth:`on_domain` with concepts of the same size."""
+        raise ValueError(f"this {type(self).__name__} cannot change its domain: concepts would not keep their size")
 
     @property
     def dtype(self) -> torch.dtype:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from neuralop.models.base_model import BaseModel
 from torch import Tensor, nn
 
+from ..layers.fourier import FourierBasis
 from ..layers.selection import Selection
 from .base import saes
 from .dense import DenseSAE, Expressed, domain
@@ -31,6 +33,11 @@ class PointSAE(DenseSAE):
 
     def _write(self, values: Tensor, concepts: slice = slice(None)) -> Tensor:
         return torch.einsum("bc...,ci->bi...", values, self.decoder_weight[concepts])
+
+    def _with_lengths(self, factors: tuple[float, ...]) -> Self:
+        if not isinstance(self.basis, FourierBasis):
+            raise ValueError(f"this {type(self).__name__} is on the sphere, which has no box of another length")
+        return copy.deepcopy(self)
 
     def _norms(self, weight: Tensor) -> Tensor:
         return weight.norm(dim=1)

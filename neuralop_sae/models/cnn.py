@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from neuralop.models.base_model import BaseModel
@@ -112,6 +112,21 @@ class SAECNN(DenseSAE, BaseModel, name="SAECNN"):  # type: ignore[call-arg]  # m
     def _write(self, values: Tensor, concepts: slice = slice(None)) -> Tensor:
         kernels, centre = self._on_grid(self.decoder_weight[concepts], values.shape[2:])
         return convolve(values, *adjoint(kernels, centre))
+
+    def _with_lengths(self, factors: tuple[float, ...]) -> Self:
+        config = self.config()
+        if self.reference_grid is not None:  # taps that are fixed go by grid steps, and so stay as large
+            sizes = [size * c for size, c in zip(self.reference_grid, factors, strict=True)]
+            if any(abs(size - round(size)) > 1e-6 or round(size) < 1 for size in sizes):
+                raise ValueError(
+                    f"a box {factors} times as long has {sizes} steps of the reference grid {self.reference_grid}, which have to "
+                    "be whole numbers"
+                )
+            config["reference_grid"] = [round(size) for size in sizes]
+        with torch.random.fork_rng(devices=[]):  # what the constructor draws is overwritten
+            new = type(self)(**config)
+        new.to(self.mean.device, self.dtype).load_state_dict(self.state_dict())
+        return new.train(self.training)
 
     @property
     def atom_grid(self) -> tuple[int, ...]:

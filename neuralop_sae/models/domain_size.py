@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,27 +12,11 @@ from ..layers.concepts import ConceptDecoder, ConceptEncoder
 from ..layers.dense import DenseKernels
 from ..layers.domain_size import basis_on, kernels_on
 from ..layers.fourier import FourierBasis
-from .spectral import SpectralSAE
 
-S = TypeVar("S", bound=SpectralSAE)
+if TYPE_CHECKING:
+    from .spectral import SpectralSAE
 
-
-def on_domain(sae: S, lengths: float | Sequence[float], domain: str) -> S:
-    """See :meth:`neuralop_sae.SAEFNO.on_domain`."""
-    if domain not in ("physical", "index"):
-        raise ValueError(f"unknown domain {domain!r}; known: 'physical' (concepts keep their size), 'index' (they stretch)")
-    factors = _factors(lengths, sae.n_dim)
-    _check_kernels(sae)
-    return copy.deepcopy(sae) if domain == "index" else _reindexed(sae, factors)
-
-
-def _factors(lengths: float | Sequence[float], n_dim: int) -> tuple[float, ...]:
-    factors = tuple(float(c) for c in lengths) if isinstance(lengths, Sequence) else (float(lengths),) * n_dim
-    if len(factors) != n_dim or not all(math.isfinite(c) and c > 0 for c in factors):
-        raise ValueError(
-            f"lengths are {n_dim} positive factors on the lengths of the box of training, or one for all, got {lengths!r}"
-        )
-    return factors
+S = TypeVar("S", bound="SpectralSAE")
 
 
 def _check_kernels(sae: SpectralSAE) -> None:
@@ -52,7 +34,10 @@ def _check_kernels(sae: SpectralSAE) -> None:
 
 
 @torch.no_grad()
-def _reindexed(sae: S, lengths: Sequence[float]) -> S:
+def reindexed(sae: S, lengths: Sequence[float]) -> S:
+    """A model for a box of these lengths, in those of the box of training, with concepts of the same size: see
+    :meth:`SAE.on_domain`."""
+    _check_kernels(sae)
     basis = sae.basis
     assert isinstance(basis, FourierBasis)
     config = {**sae.config(), "n_modes": basis_on(basis, lengths).n_modes}

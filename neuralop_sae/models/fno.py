@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 from neuralop.layers.fno_block import FNOBlocks
 from neuralop.models.base_model import BaseModel
@@ -16,7 +16,6 @@ from ..layers.domain_rules import DEFAULT_DOMAIN_RULE
 from ..layers.sparsity import ConceptRule, DomainRule, build_rule, concept_rules, domain_rules
 from ..layers.unrolled import UnrolledEncoder
 from .base import saes
-from .domain_size import on_domain
 from .spectral import SpectralSAE
 
 _SELECTIONS = ("energy", "two_stage", "exact")
@@ -172,41 +171,6 @@ class SAEFNO(SpectralSAE, BaseModel, name="SAEFNO"):  # type: ignore[call-arg]  
         elif self.encoder == "unrolled":
             unrolled = UnrolledEncoder(self.concept_decoder, self.n_iterations, self.accelerate)
             self.concept_encoder = unrolled  # type: ignore[assignment]
-
-    def on_domain(self, lengths: float | Sequence[float], domain: str = "physical") -> Self:
-        r"""A model like this one for fields on a periodic box of another length.
-
-        Sample fields with the grid step of training: on a box twice as long, 64 points become 128.
-
-        Parameters
-        ----------
-        lengths : float or sequence of float
-            How many times as long as the box of training the new one is, in all dimensions or in each. Any ratio.
-        domain : {"physical", "index"}
-            ``"physical"``: concepts keep their size. Kernels are zero outside their old box, and modes are indexed anew by
-            physical wavenumber, see :mod:`neuralop_sae.layers.domain_size`; there are as many more modes. ``"index"``: a copy.
-            Modes keep their numbers, so that concepts stretch with the box.
-
-        Returns
-        -------
-        SAEFNO
-            The new model. Rules are those of this one. A number of concepts per sample counts over the whole new box, and
-            scores are root mean squares over it.
-
-        Raises
-        ------
-        ValueError
-            For impossible arguments, and for models with factorised kernels, trunks or another basis than Fourier's.
-
-        Examples
-        --------
-        >>> import torch, neuralop_sae as ns
-        >>> sae = ns.SAEFNO(in_channels=2, n_concepts=8, n_modes=(9, 9))
-        >>> longer = sae.on_domain((2, 1))
-        >>> longer.n_modes, longer(torch.randn(1, 2, 48, 24)).codes.grid
-        ((19, 9), (48, 24))
-        """
-        return on_domain(self, lengths, domain)
 
     def _check_code_grid(self, code_grid: str | Sequence[int]) -> str | tuple[int, ...]:
         if isinstance(code_grid, str):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -76,14 +77,25 @@ class Lifted(SAE):
         self.lifting = Lifting(self.in_channels, channels, projection=projection)
         self.inner = kind(**{**arguments, "in_channels": channels})
         self.n_dim = self.inner.n_dim
+        self._look_through()
+
+    def _look_through(self) -> None:
+        """What of the inner SAE has to see the activations' channels."""
         self.inner.look_through(self.lifting)
         encoder = getattr(self.inner, "concept_encoder", None)
-        if residual == "original" and isinstance(encoder, UnrolledEncoder):
-            if projection != "tied":
+        if self.residual == "original" and isinstance(encoder, UnrolledEncoder):
+            if self.projection != "tied":
                 raise ValueError(
                     "an unrolled encoder descends with the transpose of P: projection='tied', or residual='lifted'"
                 )
             encoder.look_through(self.lifting)
+
+    def _with_lengths(self, factors: tuple[float, ...]) -> Self:
+        new = copy.deepcopy(self)
+        new.inner = self.inner.on_domain(factors)
+        new.sae = {**self.sae, **new.inner.config(), "in_channels": self.in_channels}
+        new._look_through()
+        return new
 
     @property
     def basis(self) -> SpectralBasis:

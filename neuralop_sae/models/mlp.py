@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Self
 
 import torch
 from neuralop.models.base_model import BaseModel
@@ -61,6 +62,11 @@ class FlatSAE(DenseSAE):
     def moves(self) -> bool:
         """See :attr:`SAE.moves`: no."""
         return False
+
+    def _with_lengths(self, factors: tuple[float, ...]) -> Self:
+        raise ValueError(
+            f"this {type(self).__name__} cannot change its domain: it has weights for each point of its own grid {self.grid}"
+        )
 
     @property
     def _code_basis(self) -> SpectralBasis:

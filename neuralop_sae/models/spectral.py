@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ..layers.selection import Selection
 from ..layers.sparsity import ConceptRule, DomainRule
 from ..layers.unrolled import Residual, UnrolledEncoder, take
 from .base import SAE, SAEOutput, full_precision
+from .domain_size import reindexed
 from .starts import directions, random_points, start_kernels
 
 _CHUNK_BYTES = 256 * 2**20
@@ -313,6 +314,9 @@ class SpectralSAE(SAE):
     def _norms(self) -> Tensor:
         """By which concepts are ranked. What a trunk makes of an atom takes too long to find for every field."""
         return self.kernel_norms() if self._has_trunk else self.seen_norms()
+
+    def _with_lengths(self, factors: tuple[float, ...]) -> Self:
+        return reindexed(self, factors)
 
     @property
     def _has_trunk(self) -> bool:

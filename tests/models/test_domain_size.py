@@ -175,3 +175,62 @@ def test_refusals(arguments: dict[str, Any], lengths: Any, domain: str, message:
     sae = ns.SAEFNO(**{"in_channels": 2, "n_concepts": 6, "n_modes": (5, 5), **arguments})
     with pytest.raises(ValueError, match=re.escape(message)):
         sae.on_domain(lengths, domain)
+
+
+def repeated(x: Tensor) -> Tensor:
+    """The same field on a box twice as long, where it comes twice."""
+    return torch.cat([x, x], -1)
+
+
+MODELS: dict[str, ns.SAE] = {
+    "fixed taps": ns.SAECNN(2, 6, (5, 5)),
+    "physical taps": ns.SAECNN(2, 6, (5, 5), taps="physical", reference_grid=(12, 12)),
+    "pointwise": ns.SAEPointwise(2, 6, k=2),
+    "principal components": ns.PCA(2, 2),
+}
+
+
+@pytest.mark.parametrize("lift", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_models_to_compare_with_keep_their_concepts_too(name: str, lift: bool) -> None:
+    sae: ns.SAE = ns.Lifted(MODELS[name], channels=2) if lift else MODELS[name]
+    sae = sae.double().eval()
+    x = torch.randn(3, 2, 24, 24, dtype=torch.float64)
+    codes = sae.encode(x).to_dense()
+    assert_equal("codes", sae.on_domain((1, 2)).encode(repeated(x)).to_dense(), repeated(codes))
+    assert_equal("codes by index", sae.on_domain((1, 2), "index").encode(x).to_dense(), codes)
+    stretched = sae.on_domain((1, 2), "index").encode(repeated(x)).to_dense()
+    assert torch.allclose(stretched, repeated(codes)) == (name != "physical taps")
+
+
+@pytest.mark.parametrize("encoder", ["linear", "tied", "unrolled"])
+def test_a_lifted_model_changes_its_domain_inside(encoder: str) -> None:
+    lifted = ns.Lifted(make(encoder=encoder), channels=3).double().eval()
+    longer = lifted.on_domain((1, 2))
+    assert longer.inner.n_modes == lifted.inner.on_domain((1, 2)).n_modes
+    assert type(longer)(**longer.config()).inner.n_modes == longer.inner.n_modes
+    x = smooth(2, 0)
+    alike = correlation(longer.encode(repeated(x)).to_dense(), repeated(lifted.encode(x).to_dense()))
+    assert alike > 0.99
+    check_model(longer, repeated(x))
+
+
+def test_a_factorised_model_by_index_is_a_copy() -> None:
+    sae = ns.SAEFNO(2, 6, (5, 5), factorization="tucker", rank=0.5).eval()
+    x = torch.randn(2, 2, 12, 12)
+    assert torch.equal(sae.on_domain(2, "index")(x).reconstruction, sae(x).reconstruction)
+
+
+@pytest.mark.parametrize(
+    ("sae", "lengths", "message"),
+    [
+        (ns.SAEMLP(2, 6, (8, 8), k=2), 2, "it has weights for each point of its own grid (8, 8)"),
+        (ns.SAEPointwise(2, 6, grid="equiangular"), 2, "is on the sphere, which has no box of another length"),
+        (MODELS["physical taps"], 1.3, "have to be whole numbers"),
+        (ns.Lifted(ns.SAEMLP(2, 6, (8, 8), k=2), channels=3), 2, "it has weights for each point"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_refusals_of_models_to_compare_with(sae: ns.SAE, lengths: float, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sae.on_domain(lengths)
