@@ -111,6 +111,42 @@ def energy_quantile_count(energies: Tensor, share: float = 0.9) -> int:
     return int(torch.searchsorted(ordered, share * ordered[-1])) + 1
 
 
+def participation(energy: Tensor, quadrature: Tensor | None = None) -> Tensor:
+    """How evenly energy is spread, ``(mean e)^2 / mean e^2``: 1 for what is everywhere alike, near 0 for a point.
+
+    Parameters
+    ----------
+    energy : Tensor
+        ``(n, *grid)``, not negative: the square of a code, or of a kernel summed over its channels.
+    quadrature : Tensor, optional
+        Of the grid.
+
+    Returns
+    -------
+    Tensor
+        ``(n,)``, float64; NaN where there is no energy.
+    """
+    energy, share = _with_shares(energy, quadrature)
+    return (energy @ share).square() / (energy.square() @ share)
+
+
+def energy_area(energy: Tensor, quadrature: Tensor | None = None, share: float = 0.9) -> Tensor:
+    """The least share of the domain that holds a share of the energy, ``(n,)``, float64; NaN where there is none. Energy and
+    quadrature are as for :func:`participation`."""
+    energy, area = _with_shares(energy, quadrature)
+    order = energy.argsort(dim=1, descending=True)
+    held, covered = (energy * area).gather(1, order).cumsum(1), area[order].cumsum(1)
+    last = torch.searchsorted(held, share * held[:, -1:]).clamp_max(held.shape[1] - 1)
+    return covered.gather(1, last)[:, 0].where(held[:, -1] > 0, torch.nan)
+
+
+def _with_shares(energy: Tensor, quadrature: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Energy ``(n, points)`` in float64, and each point's share of the domain, ``(points,)``."""
+    energy = energy.detach().double()
+    weights = torch.ones_like(energy[0]) if quadrature is None else quadrature.to(energy).expand(energy.shape[1:])
+    return energy.flatten(1), (weights / weights.sum()).flatten()
+
+
 def usage_entropy(frequencies: Tensor) -> float:
     """Entropy of how often concepts are on, ``f / sum f``, over log p: 1 if all are on equally often."""
     total = frequencies.double().sum()

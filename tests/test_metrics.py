@@ -84,3 +84,24 @@ def test_usage_entropy():
     assert metrics.usage_entropy(torch.ones(7)) == pytest.approx(1.0)
     assert metrics.usage_entropy(torch.tensor([1.0, 0, 0])) == 0.0
     assert metrics.usage_entropy(torch.tensor([0.5, 0.5, 0, 0])) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("shape", [(40,), (6, 8)])
+def test_locality_of_known_energies(shape):
+    n = math.prod(shape)
+    flat, point, half = torch.ones(n), torch.zeros(n), torch.zeros(n)
+    point[3], half[: n // 2] = 5.0, 2.0
+    energy = torch.stack([flat, point, half, 0 * flat]).reshape(4, *shape)
+    torch.testing.assert_close(
+        metrics.participation(energy), torch.tensor([1, 1 / n, 0.5, math.nan]).double(), equal_nan=True, rtol=1e-6, atol=0
+    )
+    expected = torch.tensor([math.ceil(0.86 * n) / n, 1 / n, math.ceil(0.43 * n) / n, math.nan]).double()
+    torch.testing.assert_close(metrics.energy_area(energy, share=0.86), expected, equal_nan=True, rtol=1e-6, atol=0)
+
+
+def test_locality_counts_points_by_their_area():
+    energy, times = torch.rand(5, 7), torch.tensor([1, 3, 2, 1, 4, 1, 2])
+    repeated = energy.repeat_interleave(times, 1)
+    torch.testing.assert_close(metrics.participation(energy, times), metrics.participation(repeated))
+    coarse, fine = metrics.energy_area(energy, times), metrics.energy_area(repeated)
+    assert ((coarse >= fine) & (coarse < fine + 4 / 14)).all()  # a point counts as a whole

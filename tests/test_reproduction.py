@@ -121,14 +121,6 @@ def test_a_shifted_impulse_through_the_window_is_the_true_code(scripts):
     torch.testing.assert_close(seen, expected, rtol=0, atol=1e-4 * float(expected.max()))
 
 
-def test_area_and_participation_of_a_part_of_the_box(scripts):
-    locality = scripts("locality")
-    energy = torch.zeros(2, 100)
-    energy[0, :20], energy[1] = 3.0, 1.0
-    torch.testing.assert_close(locality.area(energy), torch.tensor([0.18, 0.9]))
-    torch.testing.assert_close(locality.participation(energy), torch.tensor([0.2, 1.0]))
-
-
 @pytest.mark.parametrize("name", ["truncated", "cnn"])
 def test_the_penalty_counts_what_a_unit_integral_writes(scripts, name):
     bed = scripts("synthetic_bed")

@@ -16,8 +16,8 @@ from torch import Tensor
 import neuralop_sae as ns
 from neuralop_sae.analysis.drawing import PALETTE, subplots
 from neuralop_sae.analysis.matching import centre
+from neuralop_sae.metrics import energy_area, participation
 
-ENERGY = 0.9  # share of the energy that the area holds
 MEASURES = {"area": "area that holds 90 % of the energy", "participation": "participation (mean z²)² / mean z⁴"}
 OF = {
     "codes": "codes",
@@ -91,13 +91,11 @@ def gaussian(fields: Tensor, random: torch.Generator) -> Tensor:
 
 
 def locality(fields: Tensor) -> dict[str, Tensor]:
-    """Of fields ``(n, 1, *grid)``: the share of the area that holds 90 % of the energy, at the best, and the participation,
-    which is 1 for a constant and one over the number of points for one point, ``(n,)`` each."""
-    energy = fields.double().flatten(1).square()
-    energy = energy[energy.sum(1) > 0]
-    ordered = energy.sort(1, descending=True).values.cumsum(1)
-    area = ((ordered < ENERGY * ordered[:, -1:]).sum(1) + 1).double() / energy.shape[1]
-    return {"area": area, "participation": energy.mean(1).square() / energy.square().mean(1)}
+    """Of fields ``(n, 1, *grid)`` that are not zero: the share of the area that holds 90 % of the energy, at the best, and the
+    participation, ``(n,)`` each."""
+    energy = fields.double().square().sum(1)
+    energy = energy[energy.flatten(1).sum(1) > 0]
+    return {"area": energy_area(energy), "participation": participation(energy)}
 
 
 def row(values: dict[str, dict[str, list[float]]], what: str, matching: str) -> Row:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import neuralop_sae as ns
 from neuralop_sae.analysis.drawing import GREY, PALETTE, subplots
+from neuralop_sae.metrics import energy_area, participation
 
 CHANNELS = 4
 RATES = (1e-2, 3e-2)
@@ -29,6 +30,7 @@ NAMES = {
     "penalty": "positive codes, penalty",
 }
 RULES = {"none": "Identity", "rectify": "Rectify", "local": "LocalTopK", "penalty": "Rectify"}
+LOCALITY = {"area": energy_area, "participation": participation}
 MEASURES = ("kernel area", "kernel participation", "code area", "code participation")
 SHOWN = 0  # the concept that is drawn
 Values = dict[str, list[float]]
@@ -80,27 +82,13 @@ def measure(bed: Bed, rates: dict[str, float]) -> dict[str, float]:
         kernels, energy = atoms.square().sum(1), codes.square().flatten(0, 1)
         values |= {f"{name}, kernel {what}": float(of(kernels).mean()) for what, of in LOCALITY.items()}
         shares = energy.sum(1) / energy.sum()  # a code that is all but zero does not count
-        values |= {f"{name}, code {what}": float(of(energy) @ shares) for what, of in LOCALITY.items()}
+        values |= {f"{name}, code {what}": float(of(energy).nan_to_num() @ shares.double()) for what, of in LOCALITY.items()}
     return values
 
 
 def bumps(codes: Tensor) -> Tensor:
     """Sizes of codes ``(n, q, 128)`` through the window, so that impulses have an area too."""
     return through_window(codes.abs())
-
-
-def area(energy: Tensor) -> Tensor:
-    """The least share of the domain that holds 90 % of the energy, ``(n, N)`` -> ``(n,)``."""
-    held = energy.sort(dim=1, descending=True).values.cumsum(1)
-    return (held < 0.9 * held[:, -1:]).sum(1).add(1) / energy.shape[1]
-
-
-def participation(energy: Tensor) -> Tensor:
-    """``(mean e)^2 / mean e^2``: 1 for what is everywhere alike, near 0 for a point, ``(n, N)`` -> ``(n,)``."""
-    return energy.mean(1).square() / energy.square().mean(1).clamp_min(1e-30)
-
-
-LOCALITY = {"area": area, "participation": participation}
 
 
 def table(values: Values) -> list[Row]:

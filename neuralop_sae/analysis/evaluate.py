@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..attach.capture import eval_mode
 from ..codes import ConceptCodes
-from ..metrics import FieldStatistics, energy_quantile_count, usage_entropy
+from ..metrics import FieldStatistics, energy_quantile_count, participation, usage_entropy
 from ..models.base import SAE
 
 
@@ -39,8 +39,10 @@ def evaluate(
     dict
         ``fve`` (fraction of variance explained, mean per channel, pooled in float64), ``relative_l2``, ``shrinkage``
         (norm of the reconstruction over norm of the field), ``l0`` (concepts on per sample), ``l0_local`` (concepts expressed
-        per point, by quadrature), ``dead_fraction`` (never on in these samples), ``c90`` (concepts that carry 90 % of the
-        energy), ``usage_entropy`` (of how often concepts are on, over log p), ``n_concepts``, ``n_samples``.
+        per point, by quadrature), ``area_fraction`` and ``participation`` (how local codes are that are expressed: the share
+        of the domain where they are not zero, and ``(mean z^2)^2 / mean z^4``, in the mean; NaN if none is),
+        ``dead_fraction`` (never on in these samples), ``c90`` (concepts that carry 90 % of the energy), ``usage_entropy`` (of
+        how often concepts are on, over log p), ``n_concepts``, ``n_samples``.
 
     Raises
     ------
@@ -64,6 +66,7 @@ def evaluate(
         "shrinkage": statistics.shrinkage(),
         "l0": use.l0 / use.n_samples,
         "l0_local": use.l0_local / use.n_samples,
+        **use.locality(),
         "dead_fraction": float((use.frequency() == 0).double().mean()),
         "c90": energy_quantile_count(use.energy),
         "usage_entropy": usage_entropy(use.frequency()),
@@ -87,17 +90,25 @@ class ConceptUse:
         self._kernel_square = sae.kernel_norms().double().square().cpu()
         self._on = torch.zeros(sae.n_concepts, dtype=torch.int64)
         self.energy = torch.zeros(sae.n_concepts, dtype=torch.float64)
-        self.l0 = self.l0_local = 0.0
+        self.l0 = self.l0_local = self._participation = 0.0
         self.n_samples = 0
 
     def update(self, codes: ConceptCodes) -> None:
         """Add the codes of a batch."""
-        self._on += torch.bincount(codes.concept[codes.expressed()].cpu(), minlength=codes.n_concepts)
+        expressed = codes.expressed()
+        self._on += torch.bincount(codes.concept[expressed].cpu(), minlength=codes.n_concepts)
+        squares = codes.values[expressed].detach().square()
+        self._participation += float(participation(squares, codes.basis.quadrature(codes.grid, like=squares)).sum())
         energy = codes.norms().double().square().cpu() * self._kernel_square[codes.concept.cpu()]
         self.energy.index_add_(0, codes.concept.cpu(), energy)
         self.l0 += float(codes.l0()) * codes.n_samples
         self.l0_local += float(codes.l0_local()) * codes.n_samples
         self.n_samples += codes.n_samples
+
+    def locality(self) -> dict[str, float]:
+        """Means over the codes that are expressed somewhere."""
+        n = int(self._on.sum()) or float("nan")
+        return {"area_fraction": self.l0_local / n, "participation": self._participation / n}
 
     def frequency(self) -> Tensor:
         """Share of the samples in which each concept is on, ``(n_concepts,)``."""

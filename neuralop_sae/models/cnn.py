@@ -119,8 +119,8 @@ class SAECNN(DenseSAE, BaseModel, name="SAECNN"):  # type: ignore[call-arg]  # m
             sizes = [size * c for size, c in zip(self.reference_grid, factors, strict=True)]
             if any(abs(size - round(size)) > 1e-6 or round(size) < 1 for size in sizes):
                 raise ValueError(
-                    f"a box {factors} times as long has {sizes} steps of the reference grid {self.reference_grid}, which have to "
-                    "be whole numbers"
+                    f"a box {factors} times as long has {sizes} steps of the reference grid {self.reference_grid}, which "
+                    "have to be whole numbers"
                 )
             config["reference_grid"] = [round(size) for size in sizes]
         with torch.random.fork_rng(devices=[]):  # what the constructor draws is overwritten

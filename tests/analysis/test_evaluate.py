@@ -26,6 +26,10 @@ def test_metrics_against_dense_codes():
     on = dense.flatten(2).any(2)
     assert metrics["l0"] == pytest.approx(float(on.double().sum(1).mean()))
     assert metrics["l0_local"] == pytest.approx(float((dense != 0).double().sum(1).mean()), rel=1e-6)
+    squares = dense.double().square()[on]
+    even = squares.mean((1, 2)).square() / squares.square().mean((1, 2))
+    assert metrics["participation"] == pytest.approx(float(even.mean()), rel=1e-5)
+    assert metrics["area_fraction"] == pytest.approx(float((squares > 0).double().mean((1, 2)).mean()), rel=1e-6)
     assert metrics["dead_fraction"] == pytest.approx(float((~on.any(0)).double().mean()))
     error = (x - out.reconstruction).double().square().sum()
     variance = (x - x.mean((0, 2, 3), keepdim=True)).double().square().sum()
