@@ -85,7 +85,7 @@ def match_atoms(
     Raises
     ------
     ValueError
-        If the shapes do not fit each other or the basis.
+        If the shapes do not fit each other or the basis, or an atom holds a NaN or infinity.
 
     Examples
     --------
@@ -102,6 +102,9 @@ def match_atoms(
         )
     if alive is not None and alive.shape != learned.shape[:1]:
         raise ValueError(f"alive has one entry per learned atom, ({len(learned)},), got {tuple(alive.shape)}")
+    for name, atoms in (("learned", learned), ("true", true)):
+        if not atoms.isfinite().all():
+            raise ValueError(f"{name} atoms hold a NaN or infinity: has training diverged?")
     index = torch.arange(len(learned)) if alive is None else alive.cpu().nonzero()[:, 0]
     cosines, places = pair_cosines(learned[index.to(learned.device)], true, basis, signed, translate)
     rows, columns = (torch.from_numpy(found) for found in linear_sum_assignment(cosines.numpy(), maximize=True))

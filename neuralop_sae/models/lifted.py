@@ -181,6 +181,8 @@ def _described(sae: SAE | Mapping[str, Any]) -> tuple[type[SAE], dict[str, Any]]
         kind = saes.get(str(arguments.pop("model", None)))
     else:
         raise TypeError(f"sae is an SAE, or a dict of its arguments with 'model', the name of its class; got {sae!r}")
+    if kind is Lifted:
+        raise ValueError("a Lifted SAE cannot be lifted once more: two liftings are one; lift its inner SAE to more channels")
     missing = [name for name in ("in_channels", "n_concepts") if name not in arguments]
     if missing:
         raise ValueError(

@@ -22,7 +22,9 @@ class _Fitted(SAE):
 
     @torch.no_grad()
     def fit(self, activations: Tensor) -> None:
-        """Set mean, scale and components from activations ``(N, channels, *grid)``, all at once, in float64."""
+        """Set mean, scale and components from activations ``(N, channels, *grid)``, all at once, in float64; a view of a store
+        or a stream is read whole."""
+        activations = activations if isinstance(activations, Tensor) else activations[:]
         self.fit_normalization(torch.zeros_like(self.mean), 1.0)
         field = self.normalize(activations).double()
         weights = self.basis.quadrature(field.shape[2:], like=field)

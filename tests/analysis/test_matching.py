@@ -196,5 +196,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         match_atoms(torch.zeros(2, 1, 8), torch.zeros(2, 1, 8), PLANE)
     with pytest.raises(ValueError, match=r"alive has one entry per learned atom, \(2,\)"):
         match_atoms(torch.zeros(2, 1, 8), torch.zeros(2, 1, 8), LINE, alive=torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="true atoms hold a NaN or infinity"):
+        match_atoms(torch.ones(2, 1, 8), torch.full((2, 1, 8), torch.nan), LINE)
     with pytest.raises(ValueError, match="at least 2 draws"):
         chance_cosine(ns.SAEFNO(1, 2, (5,)), torch.zeros(2, 1, 8), n_draws=1)

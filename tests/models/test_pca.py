@@ -78,6 +78,19 @@ def test_statistics_of_an_earlier_fit_leave_no_trace():
     torch.testing.assert_close(again(x).reconstruction, pca(x).reconstruction)
 
 
+def test_activations_that_are_read_when_asked_for_are_read_whole():
+    x = torch.randn(6, 5, 4, 4)
+
+    class Stored:
+        def __getitem__(self, index):
+            return x[index]
+
+    fitted = [ns.PCA(5, 2), ns.PCA(5, 2)]
+    for pca, activations in zip(fitted, (x, Stored()), strict=True):
+        pca.fit(activations)
+    assert torch.equal(fitted[0].decoder_weight, fitted[1].decoder_weight)
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="5 channels have no 6 components"):
         ns.PCA(5, 6)

@@ -236,8 +236,21 @@ def test_bad_activations_are_refused_before_training():
         train(sae, make_activations(channels=3), CONFIG, progress=False)
     with pytest.raises(ValueError, match="no activations"):
         train(sae, acts[:0], CONFIG, progress=False)
+    for constant in (1.0, 1.1, 1000.3):  # the mean of some is not what they are to the last bit
+        with pytest.raises(ValueError, match="constant"):
+            train(sae, torch.full((6, 4, 9, 7), constant), CONFIG, progress=False)
+    apart = torch.tensor([0.3, 1000.0, 1.1, 2.3]).view(4, 1, 1).expand(6, 4, 9, 7)
     with pytest.raises(ValueError, match="constant"):
-        train(sae, torch.ones(4, 4, 8, 8), CONFIG, progress=False)
+        train(sae, apart, CONFIG, progress=False)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e6])
+def test_statistics_of_activations_far_from_zero(offset):
+    sae, acts = make_sae().double(), make_activations().double()
+    ((mean, scale),) = channel_statistics([sae], acts + offset, 5)
+    torch.testing.assert_close(mean - offset, acts.mean((0, 2, 3)), rtol=0, atol=1e-9)
+    expected = (acts - acts.mean((0, 2, 3), keepdim=True)).square().mean().sqrt()
+    torch.testing.assert_close(scale, expected, rtol=1e-9, atol=0)
 
 
 def test_config_refuses_what_it_does_not_know():
@@ -325,7 +338,7 @@ def test_a_domain_weight_makes_codes_small_without_moving_scale(kind):
 
 
 def test_a_domain_weight_needs_norms_with_gradient():
-    sae = Lifted(SAECNN(4, 12, (3, 3)), channels=6)
+    sae = Lifted(SAEFNO(4, 12, (3, 3), decoder="fno_block"), channels=6)
     with pytest.raises(ValueError, match="leave domain_weight at 0"):
         train(sae, make_activations(), CONFIG.model_copy(update={"domain_weight": 1.0}), progress=False)
 
