@@ -63,6 +63,14 @@ class Series:
             raise ValueError("time is finite and differs between the samples of a trajectory: pass trajectory= for several")
         return series
 
+    @classmethod
+    def labelled(cls, acts: Any, trajectory: ArrayLike | None, time: ArrayLike | None) -> tuple[Series, str | None]:
+        """Of activations, with the unit in which time is counted where it holds dates (see :meth:`.Labels.elapsed`). What is
+        not given is what the activations say of themselves, as those of a store do."""
+        trajectory, time = labels_of(acts, trajectory, time)
+        moments, unit = Labels.of(time, None, len(acts)).elapsed()
+        return cls.of(len(acts), trajectory, moments), unit
+
     def _key(self, lag: float) -> pd.MultiIndex:
         return pd.MultiIndex.from_arrays([self.trajectory, np.round(self.time + lag, 9)])
 
@@ -147,6 +155,15 @@ class Bootstrap:
         return (by_block @ self._counts.T).T
 
 
+def check_draws(confidence: float, **counts: int) -> None:
+    """ValueError unless a confidence is a share between 0 and 1, and there are two bootstrap samples or permutations at least."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is a share between 0 and 1, such as 0.95; got {confidence!r}")
+    for name, count in counts.items():
+        if count < 2:
+            raise ValueError(f"{name} is at least 2, got {count!r}: an interval takes hundreds of draws")
+
+
 def interval(draws: Array, confidence: float, n_blocks: ArrayLike) -> tuple[Array, Array]:
     """Percentile intervals along the first axis, their tails widened for few blocks as those of a t interval are [1]_.
 
@@ -180,6 +197,36 @@ def interval(draws: Array, confidence: float, n_blocks: ArrayLike) -> tuple[Arra
         return ends[0] + (place - below) * (ends[1] - ends[0])
 
     return quantile(level), quantile(1 - level)
+
+
+def stretch(correlation: Array, draws: Array, null: Array) -> Array:
+    r"""By how much the intervals of correlations are too narrow where blocks are few, or are tiles that depend on each other.
+
+    The variance of a correlation of two fields, each correlated in space and time, is :math:`(1 - r^2)^2 / (M - 1)`, M being
+    the effective size of the sample [1]_. ``1 / (M - 1)`` is the variance of null draws that keep these correlations: over all
+    translations of a field it is the sum over distances of the product of the two autocorrelations, as there. It is read off
+    the middle half of the draws, so that the few near to no translation at all, which keep the link, do not count.
+
+    Parameters
+    ----------
+    correlation : ndarray
+        ``(p,)``.
+    draws, null : ndarray
+        ``(n_draws, p)``: of the bootstrap, and with nothing left of the link.
+
+    Returns
+    -------
+    ndarray
+        ``(p,)``: the deviation by M over that of the bootstrap, at least 1.
+
+    References
+    ----------
+    .. [1] Clifford, Richardson and Hemon, Assessing the significance of the correlation between two spatial processes,
+       Biometrics 45 (1989); Dutilleul, Biometrics 49 (1993).
+    """
+    spread = draws.std(0)
+    expected = (1 - correlation**2) * scipy.stats.iqr(null, axis=0, scale="normal")
+    return np.fmax(1.0, np.divide(expected, spread, out=np.ones_like(spread), where=spread > 0))
 
 
 def pooled_p_values(observed: Array, null: Array, *, two_sided: bool = True, floor: ArrayLike = 0.0) -> Array:

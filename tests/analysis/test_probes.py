@@ -227,6 +227,29 @@ def test_few_samples_are_moved_in_space(channels):
         assert row(table, 0, "f").low > 0.4
 
 
+@pytest.mark.parametrize(
+    ("n", "options"),
+    [
+        ((5, 1), {}),
+        ((5, 1), {"tiles": (1, 1)}),
+        ((2, 1), {}),
+        ((4, 6), {"trajectory": np.repeat(np.arange(4), 6)}),
+        ((1, 24), {"time": np.arange(24), "block": 8}),
+    ],
+)
+def test_intervals_from_few_blocks_cover(channels, n, options):
+    """100 codes without any link, in fields or series that change slowly: tiles of a field depend on each other, and do not
+    count as independent. By the bootstrap alone 63 to 88 % of the intervals hold zero."""
+    n_series, n_steps = n
+    held = []
+    for seed in range(4):
+        noise = smooth(n_series * (n_steps + 2) * 101, (16, 16), seed).view(n_series, n_steps + 2, 101, 16, 16)
+        slow = sum(noise[:, k : n_steps + k] for k in range(3 if n_steps > 1 else 1)).flatten(0, 1)
+        table = probe(channels(100, PLANE), slow[:, 1:], {"f": slow[:, 0]}, n_permutations=100, **options)
+        held.append((table.low * table.high < 0).mean())
+    assert np.mean(held) > 0.88
+
+
 def test_draws_depend_on_the_seed_alone(channels):
     x, field = smooth(30, (8, 8), 0).view(10, 3, 8, 8), smooth(10, (8, 8), 1)
     tables = [probe(channels(3, PLANE), x, {"f": field}, seed=seed, batch_size=b) for seed, b in ((0, 3), (0, 10), (1, 10))]
