@@ -20,7 +20,7 @@ from ..attach.inputs import Inputs, iterate_batches, shared_arguments
 from ..attach.rewrite import indices
 from ..models.base import SAE
 from .bench import Bench, EditOfDose, Measured, Outcome, Run
-from .inference import Bootstrap, Series, false_discovery, interval
+from .inference import Bootstrap, Series, check_draws, false_discovery, interval
 
 CONTROLS = ("random", "frequency", "norm")
 
@@ -138,6 +138,7 @@ def causal_test(
     ValueError
         If a concept, control or dose is not known or not on, there are too few controls, or an outcome has a wrong shape.
     """
+    check_draws(confidence, n_bootstrap=n_bootstrap)
     tested = indices(concepts)
     sae.check_concepts(tested)
     if unknown := [kind for kind in controls if kind not in CONTROLS]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..layers.basis import SpectralBasis
 from ..metrics import by_shell
-from .inference import interval
+from .inference import check_draws, interval
 
 Density = Callable[[Tensor], Tensor]
 
@@ -54,6 +54,7 @@ def conservation(
     ValueError
         If states have not these axes, or a density has not ``(n, *grid)``.
     """
+    check_draws(confidence, n_bootstrap=n_bootstrap)
     tables = []
     for rollout, states in rollouts.items():
         _check_states(rollout, states, basis)

@@ -240,6 +240,8 @@ def test_outputs_are_those_after_the_data_processor() -> None:
         ({"doses": ()}, "at least one"),
         ({"doses": (1.0, 0.0)}, "without neutral=1.0"),
         ({"n_controls": 6}, "only 5 other concepts are on"),
+        ({"confidence": 95, "model": nn.Identity()}, "confidence is a share"),
+        ({"n_bootstrap": 0, "model": nn.Identity()}, "n_bootstrap is at least 2"),
         ({"outcomes": {"all": lambda y: y.sum()}}, "outcome 'all' gave ()"),
         ({"outcomes": {"y": lambda y: y}}, r"outcome 'y' gave \(6, 1, 4, 6\)"),
         ({"regions": {"nowhere": torch.zeros(4, 6)}}, "region 'nowhere' has no point"),
