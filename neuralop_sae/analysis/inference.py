@@ -14,6 +14,9 @@ import scipy.sparse
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
+from torch import Tensor
+
+from ..data.indexed import IndexedActivations
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -62,14 +65,6 @@ class Series:
         if not np.isfinite(moments).all() or series._key(0.0).has_duplicates:
             raise ValueError("time is finite and differs between the samples of a trajectory: pass trajectory= for several")
         return series
-
-    @classmethod
-    def labelled(cls, acts: Any, trajectory: ArrayLike | None, time: ArrayLike | None) -> tuple[Series, str | None]:
-        """Of activations, with the unit in which time is counted where it holds dates (see :meth:`.Labels.elapsed`). What is
-        not given is what the activations say of themselves, as those of a store do."""
-        trajectory, time = labels_of(acts, trajectory, time)
-        moments, unit = Labels.of(time, None, len(acts)).elapsed()
-        return cls.of(len(acts), trajectory, moments), unit
 
     def _key(self, lag: float) -> pd.MultiIndex:
         return pd.MultiIndex.from_arrays([self.trajectory, np.round(self.time + lag, 9)])
@@ -155,8 +150,18 @@ class Bootstrap:
         return (by_block @ self._counts.T).T
 
 
+def labels_of(
+    acts: Tensor | IndexedActivations, trajectory: ArrayLike | None, time: ArrayLike | None
+) -> tuple[ArrayLike | None, ArrayLike | None]:
+    """Trajectory and time of each sample: what is given, else what the activations themselves know, as those of a store do."""
+    if isinstance(acts, IndexedActivations):
+        own = acts.time if acts.dates is None else acts.dates
+        return acts.trajectory if trajectory is None else trajectory, own if time is None else time
+    return trajectory, time
+
+
 def check_draws(confidence: float, **counts: int) -> None:
-    """ValueError unless a confidence is a share between 0 and 1, and there are two bootstrap samples or permutations at least."""
+    """ValueError unless a confidence is a share between 0 and 1, and draws are two or more."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is a share between 0 and 1, such as 0.95; got {confidence!r}")
     for name, count in counts.items():

@@ -12,12 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..attach.capture import eval_mode
+from ..data.indexed import IndexedActivations
 from ..data.labels import Labels
 from ..layers.basis import SpectralBasis
 from ..models.base import SAE
 from .calculus import Calculus, calculus_of
 from .comparison import Comparison, Plan, Use
-from .inference import Series, false_discovery
+from .inference import Series, check_draws, false_discovery, labels_of
 from .physics import apply_physics, compute_physics
 
 Quantity = Tensor | ArrayLike | Callable[..., Tensor]
@@ -26,7 +27,7 @@ Quantity = Tensor | ArrayLike | Callable[..., Tensor]
 @torch.no_grad()
 def probe(
     sae: SAE,
-    acts: Tensor,
+    acts: Tensor | IndexedActivations,
     physics: Mapping[str, Quantity] | Sequence[str],
     *,
     fields: Mapping[str, Tensor] | None = None,
@@ -71,7 +72,7 @@ def probe(
     ----------
     sae : SAE
         The model; its training flags are restored.
-    acts : Tensor
+    acts : Tensor, or activations of a store or stream
         Activations ``(N, channels, *grid)``.
     physics : mapping of str to Tensor or callable, or sequence of str
         Quantities by name: a field ``(N, *any_grid)``, resampled to the codes' grid where it is on another; a vector field
@@ -82,10 +83,11 @@ def probe(
     calculus : Calculus, optional
         The domain on which they take derivatives. By default a periodic box of unit lengths or the unit sphere.
     trajectory : array_like, optional
-        ``(N,)``: which trajectory each sample is of.
+        ``(N,)``: which trajectory each sample is of. By default what the activations of a store or stream know; else samples
+        are independent, or of one trajectory where there is a time.
     time : array_like, optional
-        ``(N,)``: when, as numbers in any unit or as dates (``datetime64``); by default samples of a trajectory are in order,
-        one unit apart.
+        ``(N,)``: when, as numbers in any unit or as dates (``datetime64``). By default what the activations of a store or
+        stream know; else samples of a trajectory are in order, one unit apart.
     lags : sequence of float
         Codes at t are compared with physics at t + lag. Where a positive lag fits best, the concept leads. In units of `time`;
         for dates in the longest of days, hours, minutes and so on of which all their steps are whole multiples: in hours where
@@ -139,7 +141,9 @@ def probe(
     >>> len(table), sorted(table.kind.unique())
     (8, ['map', 'norm'])
     """
-    _check_numbers(quantile, confidence, n_bootstrap, n_permutations, block, len(acts))
+    check_draws(confidence, n_bootstrap=n_bootstrap, n_permutations=n_permutations)
+    _check_numbers(quantile, block, len(acts))
+    trajectory, time = labels_of(acts, trajectory, time)
     values = _quantities(physics, fields or {}, calculus, sae.basis, len(acts))
     moments, unit = Labels.of(time, None, len(acts)).elapsed()
     series = Series.of(len(acts), trajectory, moments)
@@ -167,15 +171,11 @@ def probe(
     return table
 
 
-def _check_numbers(
-    quantile: float, confidence: float, n_bootstrap: int, n_permutations: int, block: int | None, n_samples: int
-) -> None:
-    for name, share in (("quantile", quantile), ("confidence", confidence)):
-        if not 0 < share < 1:
-            raise ValueError(f"{name} is a share between 0 and 1, got {share!r}")
-    for name, count, least in (("n_bootstrap", n_bootstrap, 2), ("n_permutations", n_permutations, 2), ("block", block, 1)):
-        if count is not None and count < least:
-            raise ValueError(f"{name} is at least {least}, got {count!r}")
+def _check_numbers(quantile: float, block: int | None, n_samples: int) -> None:
+    if not 0 < quantile < 1:
+        raise ValueError(f"quantile is a share between 0 and 1, got {quantile!r}")
+    if block is not None and block < 1:
+        raise ValueError(f"block is at least 1, got {block!r}")
     if n_samples < 2:
         raise ValueError(f"at least 2 samples are needed, got {n_samples}")
 

@@ -116,7 +116,8 @@ def test_intervals_are_stretched_to_what_the_null_says():
 
 
 @pytest.mark.parametrize(
-    ("confidence", "count", "match"), [(95, 100, "confidence is a share .* 0.95; got 95"), (0.9, 0, "n_bootstrap is at least 2, got 0")]
+    ("confidence", "count", "match"),
+    [(95, 100, "confidence is a share .* 0.95; got 95"), (0.9, 0, "n_bootstrap is at least 2, got 0")],
 )
 def test_draws_that_make_no_interval_are_refused(confidence, count, match):
     with pytest.raises(ValueError, match=match):

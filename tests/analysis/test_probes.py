@@ -155,6 +155,28 @@ def test_lags_of_dates_are_in_a_unit_that_people_read(channels, step, unit, lag)
         probe(channels(1, PLANE), x, f, time=dates, lags=(0.5 * lag,))
 
 
+def test_labels_of_activations_are_the_default(channels, held):
+    x, f = torch.relu(smooth(40, (8, 8), 0))[:, None], {"f": smooth(40, (8, 8), 1)}
+    labels = {"trajectory": np.repeat(np.arange(10), 4), "time": np.tile(np.arange(4), 10)}
+    options = {"lags": (0, 1), "n_bootstrap": 20, "n_permutations": 20}
+
+    def of(acts, **given):
+        return probe(channels(1, PLANE), acts, f, **options, **given)
+
+    own = of(held(x, **labels))
+    pd.testing.assert_frame_equal(own, of(x, **labels))
+    assert own.n_samples.tolist() == [40, 30]
+    other = {"trajectory": np.zeros(40), "time": np.arange(40)}
+    pd.testing.assert_frame_equal(of(held(x, **labels), **other), of(x, **other))
+    options["lags"] = (0, 6)
+    dates = pd.date_range("2020", periods=40, freq="6h").to_numpy()
+    pd.testing.assert_frame_equal(of(held(x, dates)), of(x, time=dates))
+    options["lags"] = (0, 1)
+    _, test = held(x, **labels).train_test([0, 1, 2])
+    part = probe(channels(1, PLANE), test, {"f": f["f"][:12]}, **options)
+    assert part.n_samples.tolist() == [12, 9]
+
+
 def test_what_all_samples_share_is_chance(channels):
     """Code and field both follow the mean flow, and nothing else: a correlation that tells nothing of the single sample."""
     mean = 2 * smooth(1, (8, 8), 0)
@@ -289,6 +311,8 @@ def test_a_model_of_the_package_can_be_probed():
         ({"lags": ()}, ValueError, "lags"),
         ({"null": "shuffle"}, ValueError, "'exchange' or 'translate'"),
         ({"quantile": 90}, ValueError, "quantile is a share"),
+        ({"confidence": 95}, ValueError, "confidence is a share"),
+        ({"n_permutations": 0}, ValueError, "n_permutations is at least 2"),
         ({"block": 0}, ValueError, "block is at least 1"),
         ({"tiles": (2,)}, ValueError, "tiles"),
         ({"trajectory": [0, 1]}, ValueError, "trajectory has one entry"),
