@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
 
+from ..attach.arrays import tensor_of
 from ..attach.capture import eval_mode
 from ..data.indexed import IndexedActivations
 from ..data.labels import Labels
@@ -30,7 +31,7 @@ def probe(
     acts: Tensor | IndexedActivations,
     physics: Mapping[str, Quantity] | Sequence[str],
     *,
-    fields: Mapping[str, Tensor] | None = None,
+    fields: Mapping[str, Tensor | ArrayLike] | None = None,
     calculus: Calculus | None = None,
     trajectory: ArrayLike | None = None,
     time: ArrayLike | None = None,
@@ -74,12 +75,13 @@ def probe(
         The model; its training flags are restored.
     acts : Tensor, or activations of a store or stream
         Activations ``(N, channels, *grid)``.
-    physics : mapping of str to Tensor or callable, or sequence of str
+    physics : mapping of str to Tensor, array_like or callable, or sequence of str
         Quantities by name: a field ``(N, *any_grid)``, resampled to the codes' grid where it is on another; a vector field
         ``(N, n_dim, *any_grid)``, component by component as ``name[0]`` and so on; numbers ``(N,)``; or a function of
         `fields`, see :func:`~neuralop_sae.register_physics`. A sequence names registered quantities.
-    fields : mapping of str to Tensor, optional
-        ``(N, *any_grid)``, of which named quantities and functions are made.
+    fields : mapping of str to Tensor or array_like, optional
+        ``(N, *any_grid)``, of which named quantities and functions are made: a tensor, or an array of numpy or xarray. Those
+        of one quantity are on one grid.
     calculus : Calculus, optional
         The domain on which they take derivatives. By default a periodic box of unit lengths or the unit sphere.
     trajectory : array_like, optional
@@ -193,7 +195,7 @@ def _check_finite(name: str, values: Tensor) -> None:
 
 def _quantities(
     physics: Mapping[str, Quantity] | Sequence[str],
-    fields: Mapping[str, Tensor],
+    fields: Mapping[str, Tensor | ArrayLike],
     calculus: Calculus | None,
     basis: SpectralBasis,
     n_samples: int,
@@ -202,14 +204,15 @@ def _quantities(
     if isinstance(physics, str) or not physics:
         raise TypeError(f"physics is a mapping of names to quantities, or a list of names of known ones; got {physics!r}")
     named = physics if isinstance(physics, Mapping) else dict.fromkeys(physics)
+    known = {name: tensor_of(f"the field {name!r}", field) for name, field in fields.items()}
     found: dict[str, Tensor] = {}
     for name, given in named.items():
         if given is None:
-            value = compute_physics(name, fields, calculus or calculus_of(basis))
+            value = compute_physics(name, known, calculus or calculus_of(basis))
         elif callable(given) and not isinstance(given, Tensor):
-            value = apply_physics(given, fields, calculus or calculus_of(basis))
+            value = apply_physics(name, given, known, calculus or calculus_of(basis))
         else:
-            value = torch.as_tensor(given)
+            value = tensor_of(repr(name), given)
         value = value.detach().cpu()
         shape = tuple(value.shape)
         if shape[:1] != (n_samples,) or value.ndim not in (1, basis.n_dim + 1, basis.n_dim + 2):

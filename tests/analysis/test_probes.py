@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
+import xarray
 
 import neuralop_sae as ns
 from neuralop_sae.analysis.probes import probe
@@ -111,6 +112,17 @@ def test_vectors_and_quantities_by_name(channels):
     assert row(table, 0, "own").correlation < -1 + 1e-12
     assert row(table, 0, "flow[1]").correlation > 1 - 1e-12
     assert sorted(set(table.quantity)) == ["flow[0]", "flow[1]", "own"]
+
+
+def test_arrays_of_numpy_and_xarray_are_physics_and_fields(channels):
+    field = smooth(10, (8, 8), 0)
+    labelled = xarray.DataArray(field.numpy().astype(">f8"), dims=("time", "lat", "lon"))
+    options = {"n_bootstrap": 5, "n_permutations": 5}
+    expected = probe(channels(1, PLANE), field[:, None], {"f": field}, **options)
+    for given in (labelled, field.numpy(), field.numpy()[::-1].copy()[::-1], field.tolist()):
+        pd.testing.assert_frame_equal(probe(channels(1, PLANE), field[:, None], {"f": given}, **options), expected)
+        own = probe(channels(1, PLANE), field[:, None], {"f": lambda g: g.numpy()}, fields={"g": given}, **options)
+        pd.testing.assert_frame_equal(own, expected)
 
 
 def test_a_planted_concept_is_found_with_its_lag(channels):
@@ -305,6 +317,7 @@ def test_a_model_of_the_package_can_be_probed():
         ),
         ({"physics": {"f": torch.zeros(10, dtype=torch.cfloat)}}, ValueError, "'f' is complex"),
         ({"time": np.full(10, "NaT", "datetime64[s]")}, ValueError, "some are missing"),
+        ({"physics": {"f": np.full(10, "a")}}, TypeError, "'f' is a tensor or an array of numbers; got ndarray of <U1"),
         ({"physics": "vorticity"}, TypeError, "list of names"),
         ({"physics": ["vorticity"]}, ValueError, "does not follow"),
         ({"lags": (1,)}, ValueError, "pass trajectory= or time="),
