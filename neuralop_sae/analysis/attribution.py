@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..attach.hooks import eval_mode, forget_inference_transforms
-from ..attach.inputs import Inputs, iterate_batches, shared_arguments
+from ..attach.inputs import Inputs
 from ..attach.interventions import splice
 from ..attach.rewrite import indices
 from ..codes import ConceptCodes
+from ..data.labelled import LabelledFields
 from ..models.base import SAE
-from .bench import Bench, Run, predict
+from .bench import Bench, Run, batches_of, predict
 
 Functional = Callable[[Tensor], Tensor]
 METHODS = ("gradient_times_code", "integrated_gradients")
@@ -64,7 +65,7 @@ def attribute(
     model: nn.Module,
     site: str,
     sae: SAE,
-    inputs: Inputs,
+    inputs: Inputs | LabelledFields,
     functional: Functional,
     *,
     method: Literal["gradient_times_code", "integrated_gradients"] = "gradient_times_code",
@@ -89,8 +90,8 @@ def attribute(
     ----------
     model, site, sae : nn.Module, str, SAE
         The operator, a site that fires once per pass, and the autoencoder trained on it.
-    inputs : Tensor, mapping or iterable
-        As in :func:`neuralop_sae.capture`.
+    inputs : Tensor, mapping, iterable or LabelledFields
+        As in :func:`neuralop_sae.capture`, or fields of :func:`neuralop_sae.from_xarray`.
     functional : callable
         Output ``(B, channels, *grid)``, after the data processor if there is one, -> one number per sample ``(B,)``; each may
         depend on its own sample only.
@@ -126,7 +127,7 @@ def attribute(
         processors = [data_processor] if isinstance(data_processor, nn.Module) else []
         stack.enter_context(eval_mode(model, *processors))
         stack.enter_context(torch.enable_grad())
-        batches = list(iterate_batches(inputs, batch_size, shared_arguments(model)))
+        batches = list(batches_of(model, inputs, batch_size))
         for batch in tqdm(batches, desc="attribution", disable=not progress):
             found = [_gradient_times_code(model, site, sae, batch, functional, data_processor, t) for t in times]
             values = torch.stack([value for _, value in found]).mean(0)
@@ -187,7 +188,7 @@ def check_by_ablation(
     model: nn.Module,
     site: str,
     sae: SAE,
-    inputs: Inputs,
+    inputs: Inputs | LabelledFields,
     functional: Functional,
     concepts: int | Iterable[int],
     *,
@@ -220,7 +221,7 @@ def check_by_ablation(
     processors = [data_processor] if isinstance(data_processor, nn.Module) else []
     with eval_mode(model, sae, *processors):
         bench = Bench(model, site, sae, data_processor=data_processor, outcomes={"functional": functional})
-        bench.read(iterate_batches(inputs, batch_size, shared_arguments(model)))
+        bench.read(batches_of(model, inputs, batch_size))
         if bench.n_samples != attribution.n_samples:
             raise ValueError(f"the attribution is of {attribution.n_samples} samples, the inputs are {bench.n_samples}")
         runs = [Run(concept, 0.0) for concept in checked]
