@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .. import notebook
 from ..attach.hooks import eval_mode, forget_inference_transforms
 from ..attach.inputs import Inputs
 from ..attach.interventions import splice
@@ -46,6 +47,12 @@ class Attribution:
     values: Tensor
     n_samples: int
     n_concepts: int
+
+    def __repr__(self) -> str:
+        return f"Attribution({len(self.concept.unique())} of {self.n_concepts} concepts, {self.n_samples} samples)"
+
+    def _repr_html_(self) -> str:
+        return notebook.frame(f"Attribution over {self.n_samples} samples", self.table())
 
     def to_dense(self) -> Tensor:
         """``(n_samples, n_concepts)``, zero where a concept is off."""
@@ -180,6 +187,15 @@ class AblationCheck:
     pearson: float
     spearman: float
     relative_error: float
+
+    def __repr__(self) -> str:
+        numbers = (f"{name}={getattr(self, name):.3g}" for name in ("pearson", "spearman", "relative_error"))
+        return f"AblationCheck({', '.join(numbers)})"
+
+    def _repr_html_(self) -> str:
+        numbers = {name: getattr(self, name) for name in ("pearson", "spearman", "relative_error")}
+        means = self.table.groupby("concept")[["attributed", "ablated"]].mean().reset_index()
+        return notebook.facts("Attribution against ablation", numbers) + notebook.frame("Means over samples", means)
 
 
 @torch.no_grad()
