@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
 
+from ..attach.arrays import tensor_of
 from ..attach.capture import eval_mode
 from ..data.indexed import IndexedActivations
 from ..data.labels import Labels
@@ -33,7 +34,7 @@ from .inference import (
 @torch.no_grad()
 def seasonality(
     sae: SAE,
-    acts: Tensor | IndexedActivations,
+    acts: Tensor | IndexedActivations | ArrayLike,
     time: ArrayLike | None,
     period: float | str | timedelta | np.timedelta64,
     *,
@@ -59,7 +60,7 @@ def seasonality(
     ----------
     sae : SAE
         The model; its training flags are restored.
-    acts : Tensor, or activations of a store or stream
+    acts : Tensor, array_like, or activations of a store or stream
         Activations ``(N, channels, *grid)``.
     time : array_like or None
         ``(N,)``, as numbers in any unit or as dates (``datetime64``). None for what the activations of a store or stream know.
@@ -98,6 +99,7 @@ def seasonality(
     4
     """
     check_draws(confidence, n_bootstrap=n_bootstrap, n_permutations=n_permutations)
+    acts = acts if isinstance(acts, IndexedActivations) else tensor_of("acts", acts)
     trajectory, time = labels_of(acts, trajectory, time)
     if time is None:
         raise ValueError("seasonality needs the time of each sample: pass time=, or activations of a store that knows it")

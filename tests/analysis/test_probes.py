@@ -119,6 +119,7 @@ def test_arrays_of_numpy_and_xarray_are_physics_and_fields(channels):
     labelled = xarray.DataArray(field.numpy().astype(">f8"), dims=("time", "lat", "lon"))
     options = {"n_bootstrap": 5, "n_permutations": 5}
     expected = probe(channels(1, PLANE), field[:, None], {"f": field}, **options)
+    pd.testing.assert_frame_equal(probe(channels(1, PLANE), field[:, None].numpy(), {"f": field}, **options), expected)
     for given in (labelled, field.numpy(), field.numpy()[::-1].copy()[::-1], field.tolist()):
         pd.testing.assert_frame_equal(probe(channels(1, PLANE), field[:, None], {"f": given}, **options), expected)
         own = probe(channels(1, PLANE), field[:, None], {"f": lambda g: g.numpy()}, fields={"g": given}, **options)
