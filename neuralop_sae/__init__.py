@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .analysis.evaluate import code_consistency, evaluate
 from .analysis.faithfulness import faithfulness
-from .analysis.rollouts import during, ramp, rollout
+from .analysis.rollouts import during, ramp, rollout, rollout_errors
 from .attach.capture import capture
 from .attach.checkpoints import load_operator
 from .attach.control import random_control
@@ -168,6 +168,7 @@ __all__ = [
     "report",
     "restrict",
     "rollout",
+    "rollout_errors",
     "rotate",
     "seasonality",
     "spectrum_drift",

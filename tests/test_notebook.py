@@ -10,6 +10,7 @@ from neuralop.models import FNO
 
 import neuralop_sae as ns
 from neuralop_sae import notebook
+from neuralop_sae.analysis.attribution import AblationCheck, Attribution
 from neuralop_sae.analysis.causal import CausalTest
 from neuralop_sae.analysis.recruitment import Recruitment
 from neuralop_sae.training.history import TrainingHistory
@@ -86,6 +87,7 @@ def test_sites():
     assert list(frame.site) == sites
     assert list(frame.padded) == [site.padded for site in sites]
     assert rows(sites._repr_html_())[-1] == ["projection", "batch, channels, d1", "False", "False"]
+    assert rows(sites[-1]._repr_html_()) == [rows(sites._repr_html_())[0], rows(sites._repr_html_())[-1]]
 
 
 def test_a_compression(sae):
@@ -130,6 +132,21 @@ def test_a_causal_test():
     assert rows(found._repr_html_())[1] == ["0", "0.5"]
     assert "first 8 of 20 rows" in found._repr_html_()
     assert repr(found).startswith("CausalTest(effects: 20 rows, controls: 20 rows, tests: 3 rows")
+
+
+def test_an_attribution_and_its_check():
+    found = Attribution(torch.tensor([0, 0, 1]), torch.tensor([1, 3, 3]), torch.tensor([0.5, -1.0, -3.0]).double(), 2, 6)
+    assert rows(found._repr_html_()) == [
+        ["concept", "attribution", "magnitude", "frequency"],
+        ["3", "-2", "2", "1"],
+        ["1", "0.25", "0.25", "0.5"],
+    ]
+    assert repr(found) == "Attribution(2 of 6 concepts, 2 samples)"
+    table = pd.DataFrame({"concept": [1, 1], "sample": [0, 1], "attributed": [0.5, 1.5], "ablated": [1.0, 2.0]})
+    check = AblationCheck(table, math.nan, math.nan, 0.25)
+    assert ["relative_error", "0.25"] in rows(check._repr_html_())
+    assert rows(check._repr_html_())[-1] == ["1", "1", "1.5"]
+    assert repr(check) == "AblationCheck(pearson=nan, spearman=nan, relative_error=0.25)"
 
 
 def test_recruitment():

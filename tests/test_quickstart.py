@@ -172,7 +172,9 @@ def flow(request, tmp_path_factory):
 
 def test_flows_write_everything(flow):
     problem, output, metrics = flow
-    rollouts = {f"rollout_{which}" for which in ("clean", "spliced", "persistence")}
+    rollouts = {
+        f"rollout_{which}" for which in ("clean", "spliced", "zero_ablated", "mean_ablated", "loss_recovered", "persistence")
+    }
     operator = f"{problem.operator_name.lower()}_relative_l2"
     assert {*NAMES[:10], "code_consistency", "problem", operator, *rollouts} <= set(metrics)
     assert metrics["problem"] == problem.key

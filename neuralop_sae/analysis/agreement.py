@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..layers.basis import SpectralBasis
 from ..metrics import pearson
-from .inference import Bootstrap, Series, interval
+from .inference import Bootstrap, Series, check_draws, interval
 
 
 @torch.no_grad()
@@ -63,6 +63,7 @@ def pattern_correlation(
     >>> table.groupby("rollout").correlation.mean().round(6).to_dict()
     {'exact': 1.0, 'reversed': -1.0}
     """
+    check_draws(confidence, n_bootstrap=n_bootstrap)
     for name, states in rollouts.items():
         if states.shape != truth.shape or truth.ndim != basis.n_dim + 3:
             raise ValueError(

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .. import notebook
 from ..attach.hooks import eval_mode, forget_inference_transforms
-from ..attach.inputs import Inputs, iterate_batches, shared_arguments
+from ..attach.inputs import Inputs
 from ..attach.interventions import splice
 from ..attach.rewrite import indices
 from ..codes import ConceptCodes
+from ..data.labelled import LabelledFields
 from ..models.base import SAE
-from .bench import Bench, Run, predict
+from .bench import Bench, Run, batches_of, predict
 
 Functional = Callable[[Tensor], Tensor]
 METHODS = ("gradient_times_code", "integrated_gradients")
@@ -46,6 +48,12 @@ class Attribution:
     n_samples: int
     n_concepts: int
 
+    def __repr__(self) -> str:
+        return f"Attribution({len(self.concept.unique())} of {self.n_concepts} concepts, {self.n_samples} samples)"
+
+    def _repr_html_(self) -> str:
+        return notebook.frame(f"Attribution over {self.n_samples} samples", self.table())
+
     def to_dense(self) -> Tensor:
         """``(n_samples, n_concepts)``, zero where a concept is off."""
         dense = self.values.new_zeros(self.n_samples, self.n_concepts)
@@ -64,7 +72,7 @@ def attribute(
     model: nn.Module,
     site: str,
     sae: SAE,
-    inputs: Inputs,
+    inputs: Inputs | LabelledFields,
     functional: Functional,
     *,
     method: Literal["gradient_times_code", "integrated_gradients"] = "gradient_times_code",
@@ -89,8 +97,8 @@ def attribute(
     ----------
     model, site, sae : nn.Module, str, SAE
         The operator, a site that fires once per pass, and the autoencoder trained on it.
-    inputs : Tensor, mapping or iterable
-        As in :func:`neuralop_sae.capture`.
+    inputs : Tensor, mapping, iterable or LabelledFields
+        As in :func:`neuralop_sae.capture`, or fields of :func:`neuralop_sae.from_xarray`.
     functional : callable
         Output ``(B, channels, *grid)``, after the data processor if there is one, -> one number per sample ``(B,)``; each may
         depend on its own sample only.
@@ -126,7 +134,7 @@ def attribute(
         processors = [data_processor] if isinstance(data_processor, nn.Module) else []
         stack.enter_context(eval_mode(model, *processors))
         stack.enter_context(torch.enable_grad())
-        batches = list(iterate_batches(inputs, batch_size, shared_arguments(model)))
+        batches = list(batches_of(model, inputs, batch_size))
         for batch in tqdm(batches, desc="attribution", disable=not progress):
             found = [_gradient_times_code(model, site, sae, batch, functional, data_processor, t) for t in times]
             values = torch.stack([value for _, value in found]).mean(0)
@@ -180,6 +188,15 @@ class AblationCheck:
     spearman: float
     relative_error: float
 
+    def __repr__(self) -> str:
+        numbers = (f"{name}={getattr(self, name):.3g}" for name in ("pearson", "spearman", "relative_error"))
+        return f"AblationCheck({', '.join(numbers)})"
+
+    def _repr_html_(self) -> str:
+        numbers = {name: getattr(self, name) for name in ("pearson", "spearman", "relative_error")}
+        means = self.table.groupby("concept")[["attributed", "ablated"]].mean().reset_index()
+        return notebook.facts("Attribution against ablation", numbers) + notebook.frame("Means over samples", means)
+
 
 @torch.no_grad()
 def check_by_ablation(
@@ -187,7 +204,7 @@ def check_by_ablation(
     model: nn.Module,
     site: str,
     sae: SAE,
-    inputs: Inputs,
+    inputs: Inputs | LabelledFields,
     functional: Functional,
     concepts: int | Iterable[int],
     *,
@@ -220,7 +237,7 @@ def check_by_ablation(
     processors = [data_processor] if isinstance(data_processor, nn.Module) else []
     with eval_mode(model, sae, *processors):
         bench = Bench(model, site, sae, data_processor=data_processor, outcomes={"functional": functional})
-        bench.read(iterate_batches(inputs, batch_size, shared_arguments(model)))
+        bench.read(batches_of(model, inputs, batch_size))
         if bench.n_samples != attribution.n_samples:
             raise ValueError(f"the attribution is of {attribution.n_samples} samples, the inputs are {bench.n_samples}")
         runs = [Run(concept, 0.0) for concept in checked]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..attach.arrays import tensor_of
 from ..attach.edits import steer
-from ..attach.inputs import call_processed
+from ..attach.inputs import Inputs, call_processed, iterate_batches, shared_arguments
 from ..attach.interventions import replace_activation
 from ..attach.rewrite import Edit, on_grid
 from ..codes import ConceptCodes
+from ..data.labelled import LabelledFields
 from ..layers.basis import SpectralBasis
 from ..metrics import pearson
 from ..models.base import SAE
@@ -70,7 +73,7 @@ class Bench:
         ``(concept, dose) -> edit``.
     outcomes : mapping of str to callable or None
         From name to function of the output; None for its channels.
-    regions : mapping of str to Tensor
+    regions : mapping of str to Tensor or array_like
         From name to weights over the domain.
     """
 
@@ -83,10 +86,11 @@ class Bench:
         edit: EditOfDose = steer,
         data_processor: Any = None,
         outcomes: Mapping[str, Outcome] | None = None,
-        regions: Mapping[str, Tensor] | None = None,
+        regions: Mapping[str, Tensor | ArrayLike] | None = None,
     ) -> None:
         self.model, self.site, self.sae, self.edit = model, site, sae, edit
-        self.data_processor, self.outcomes, self.regions = data_processor, outcomes, regions or {}
+        self.data_processor, self.outcomes = data_processor, outcomes
+        self.regions = {name: tensor_of(f"region {name!r}", region) for name, region in (regions or {}).items()}
         self.batches: list[Batch] = []
         self.use = ConceptUse(sae)
         self._energies: dict[Run, float] = {}
@@ -121,7 +125,7 @@ class Bench:
             y = predict(self.model, inputs, self.data_processor)
         if self.outcomes is None:
             return {f"channel {i}": y[:, i].double() for i in range(y.shape[1])}
-        values = {name: outcome(y) for name, outcome in self.outcomes.items()}
+        values = {name: tensor_of(f"outcome {name!r}", outcome(y)) for name, outcome in self.outcomes.items()}
         for name, value in values.items():
             if tuple(value.shape) not in {(len(y),), (len(y), *y.shape[2:])}:
                 raise ValueError(
@@ -185,6 +189,12 @@ def _joined(run: Run, parts: Sequence[Part], n_samples: int) -> Measured:
         means = torch.cat([part.places[name] for part in parts]).nanmean(0)
         rows.append((run.concept, name, run.dose, *means.tolist()))
     return Measured(effects, sum(part.energy for part in parts) / n_samples, rows)
+
+
+def batches_of(model: nn.Module, inputs: Inputs | LabelledFields, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Batches of inputs of every kind that :func:`neuralop_sae.capture` takes, and of fields from xarray."""
+    whole = inputs.tensor() if isinstance(inputs, LabelledFields) else inputs
+    return iterate_batches(whole, batch_size, shared_arguments(model))
 
 
 def predict(model: nn.Module, inputs: Mapping[str, Any], data_processor: Any) -> Tensor:

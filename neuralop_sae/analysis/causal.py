@@ -11,16 +11,18 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from .. import notebook
 from ..attach.edits import steer
 from ..attach.hooks import eval_mode
-from ..attach.inputs import Inputs, iterate_batches, shared_arguments
+from ..attach.inputs import Inputs
 from ..attach.rewrite import indices
+from ..data.labelled import LabelledFields
 from ..models.base import SAE
-from .bench import Bench, EditOfDose, Measured, Outcome, Run
-from .inference import Bootstrap, Series, false_discovery, interval
+from .bench import Bench, EditOfDose, Measured, Outcome, Run, batches_of
+from .inference import Bootstrap, Series, check_draws, false_discovery, interval
 
 CONTROLS = ("random", "frequency", "norm")
 
@@ -55,15 +57,15 @@ def causal_test(
     model: nn.Module,
     site: str,
     sae: SAE,
-    inputs: Inputs,
+    inputs: Inputs | LabelledFields,
     concepts: int | Iterable[int],
     *,
     edit: EditOfDose = steer,
     doses: Sequence[float] = (0.0, 0.5, 1.5, 2.0),
     neutral: float = 1.0,
     outcomes: Mapping[str, Outcome] | None = None,
-    regions: Mapping[str, Tensor] | None = None,
-    controls: Sequence[str] = CONTROLS,
+    regions: Mapping[str, Tensor | ArrayLike] | None = None,
+    controls: str | Sequence[str] = CONTROLS,
     n_controls: int = 19,
     trajectory: Any = None,
     n_bootstrap: int = 1000,
@@ -84,8 +86,9 @@ def causal_test(
     ----------
     model, site, sae : nn.Module, str, SAE
         The operator, a site that fires once per pass, and the autoencoder trained on it.
-    inputs : Tensor, mapping or iterable
-        As in :func:`neuralop_sae.capture`. Activations and codes of all of them are held in memory.
+    inputs : Tensor, mapping, iterable or LabelledFields
+        As in :func:`neuralop_sae.capture`, or fields of :func:`neuralop_sae.from_xarray`. Activations and codes of
+        all of them are held in memory.
     concepts : int or iterable of int
         Which to test.
     edit : callable, optional
@@ -95,16 +98,17 @@ def causal_test(
     outcomes : mapping of str to callable, optional
         From name to function of the output ``(B, channels, *grid)``, to numbers ``(B,)`` or a field ``(B, *grid)``. By default
         the channels of the output, ``"channel 0"`` and so on.
-    regions : mapping of str to Tensor, optional
+    regions : mapping of str to Tensor or array_like, optional
         From name to weights ``(*grid)``, bool or float: the effect on fields is also taken over each, as ``"name in region"``.
-    controls : sequence of {"random", "frequency", "norm"}, optional
+    controls : {"random", "frequency", "norm"} or sequence of these, optional
         Other concepts, among those that are on in these inputs: drawn at random; the nearest in the share of samples in which
         they are on; the nearest in decoded energy, their change of the activation scaled so that its energy over all samples
         is the tested concept's.
     n_controls : int, optional
         Controls of each kind. No p-value, and so no q-value, is below ``1 / (n_controls + 1)``.
     trajectory : array_like, optional
-        ``(N,)``: of which trajectory each sample is; whole ones are resampled. By default samples are independent.
+        ``(N,)``: of which trajectory each sample is; whole ones are resampled. By default what the fields
+        of :func:`neuralop_sae.from_xarray` know; else samples are independent.
     n_bootstrap, confidence, seed : int, float, int, optional
         Of the intervals; the seed also draws the random controls.
     data_processor : DataProcessor, optional
@@ -138,20 +142,24 @@ def causal_test(
     ValueError
         If a concept, control or dose is not known or not on, there are too few controls, or an outcome has a wrong shape.
     """
+    check_draws(confidence, n_bootstrap=n_bootstrap)
     tested = indices(concepts)
     sae.check_concepts(tested)
-    if unknown := [kind for kind in controls if kind not in CONTROLS]:
+    kinds = (controls,) if isinstance(controls, str) else tuple(controls)
+    if unknown := [kind for kind in kinds if kind not in CONTROLS]:
         raise ValueError(f"unknown controls {unknown}; known: {', '.join(CONTROLS)}")
+    if trajectory is None and isinstance(inputs, LabelledFields):
+        trajectory = inputs.trajectory
     if not doses or neutral in doses:
         raise ValueError(f"doses are those that change something: at least one, without neutral={neutral}; got {tuple(doses)}")
     with ExitStack() as stack:
         processors = [data_processor] if isinstance(data_processor, nn.Module) else []
         stack.enter_context(eval_mode(model, sae, *processors))
         bench = Bench(model, site, sae, edit=edit, data_processor=data_processor, outcomes=outcomes, regions=regions)
-        bench.read(iterate_batches(inputs, batch_size, shared_arguments(model)))
+        bench.read(batches_of(model, inputs, batch_size))
         blocks = Series.of(bench.n_samples, trajectory, None).trajectory
         rng = np.random.default_rng(seed)
-        chosen = _choose_controls(bench, tested, controls, n_controls, doses[0], rng)
+        chosen = _choose_controls(bench, tested, kinds, n_controls, doses[0], rng)
         runs = [Run(concept, dose) for concept in tested for dose in doses]
         wanted = dict.fromkeys([*runs, *(run for _, _, run in chosen)])
         found = bench.measure_all(wanted, progress)

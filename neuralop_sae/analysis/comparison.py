@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..codes import ConceptCodes
 from .associations import Correlations, Exchanged, Fields, Null, Translated
-from .inference import MANY, Array, Bootstrap, Index, Series, fewest_arrangements, interval, pooled_p_values
+from .inference import MANY, Array, Bootstrap, Index, Series, fewest_arrangements, interval, pooled_p_values, stretch
 from .roc import RocAreas
 
 #: Tiles along each axis where samples are too few to be blocks by themselves.
@@ -86,11 +86,16 @@ class Plan:
         """Which block each sample is in, ``(N,)``."""
         return self.series.blocks(self.block)
 
+    @property
+    def few(self) -> bool:
+        """Whether blocks are too few to tell by themselves how much statistics vary."""
+        return int(self.blocks.max()) + 1 < MANY
+
     def _maps(self, quantities: Mapping[str, Tensor], codes: ConceptCodes) -> tuple[Fields, Null]:
         grid = codes.grid
         values = [codes.basis.resample(value, grid).flatten(1) for value in quantities.values()]
         measure = codes.basis.quadrature(grid, like=values[0].double()[:0]).expand(grid).flatten()
-        tile = _tile(grid, self.tiles, few=int(self.blocks.max()) + 1 < MANY)
+        tile = _tile(grid, self.tiles, few=self.few)
         fields = Fields.of(values, measure, tile, self.partner, self.quantile, codes.values.dtype)
         return fields, self._null(codes)
 
@@ -170,13 +175,18 @@ class Comparison:
     def _pair(self, lag: int, quantity: int, bootstrap: Bootstrap, floor: Array | float, n_blocks: Index) -> dict[str, Array]:
         drawn, null = self._correlations.finish(lag, quantity, bootstrap)
         areas = self._areas.finish(lag, quantity, bootstrap)
-        low, high = interval(np.nan_to_num(drawn[1:]), self._plan.confidence, n_blocks)
+        draws = np.nan_to_num(drawn[1:])
+        low, high = interval(draws, self._plan.confidence, n_blocks)
         area_low, area_high = interval(areas[1:], self._plan.confidence, n_blocks)
+        if self._plan.few:
+            factor = stretch(drawn[0], draws, null)
+            low, high = (drawn[0] + factor * (edge - drawn[0]) for edge in (low, high))
+            area_low, area_high = (areas[0] + factor * (edge - areas[0]) for edge in (area_low, area_high))
         known = np.where(np.isfinite(drawn[0]), 1.0, np.nan)
         return {
             "correlation": drawn[0],
-            "low": low * known,
-            "high": high * known,
+            "low": low.clip(-1, 1) * known,
+            "high": high.clip(-1, 1) * known,
             "chance": null.mean(0),
             "p_value": pooled_p_values(drawn[0], null, floor=floor),
             "auroc": areas[0] * known,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..layers.basis import SpectralBasis
 from ..metrics import by_shell
-from .inference import interval
+from .inference import check_draws, interval
 
 Density = Callable[[Tensor], Tensor]
 
@@ -52,8 +52,11 @@ def conservation(
     Raises
     ------
     ValueError
-        If states have not these axes, or a density has not ``(n, *grid)``.
+        If there is no rollout or no quantity, states have not these axes, or a density has not ``(n, *grid)``.
     """
+    check_draws(confidence, n_bootstrap=n_bootstrap)
+    if not rollouts or not quantities:
+        raise ValueError(f"give a rollout and a quantity at least, by name; got {list(rollouts)} and {list(quantities)}")
     tables = []
     for rollout, states in rollouts.items():
         _check_states(rollout, states, basis)

@@ -85,7 +85,7 @@ def faithfulness(
         "clean": nullcontext,
         "spliced": lambda: splice(model, site, sae, keep_error=False),
         "zero_ablated": lambda: replace_activation(model, site, torch.zeros_like),
-        "mean_ablated": lambda: replace_activation(model, site, lambda x: _fill(x, mean)),
+        "mean_ablated": lambda: replace_activation(model, site, lambda x: fill(x, mean)),
     }
     loss = loss or partial(_relative_l2_on, sae.basis)
     losses = {}
@@ -107,7 +107,8 @@ def _relative_l2_on(basis: SpectralBasis, prediction: Tensor, target: Tensor) ->
     return mean_relative_l2(prediction, target, basis.quadrature(grid, like=target) if len(grid) == basis.n_dim else None)
 
 
-def _fill(x: Tensor, mean: Tensor) -> Tensor:
+def fill(x: Tensor, mean: Tensor) -> Tensor:
+    """A field like x ``(B, channels, *grid)`` that has a mean ``(channels,)`` at every point."""
     return mean.to(x).view(-1, *(1,) * (x.ndim - 2)).expand_as(x).contiguous()
 
 

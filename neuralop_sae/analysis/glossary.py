@@ -64,6 +64,30 @@ MEANINGS = {
         False,
         "The same with the layer replaced by its copy at every step.",
     ),
+    "rollout_zero_ablated": Meaning(
+        _ROLLOUTS,
+        "Layer at zero",
+        False,
+        "The same with the layer switched off at every step.",
+    ),
+    "rollout_mean_ablated": Meaning(
+        _ROLLOUTS,
+        "Layer at its mean",
+        False,
+        "The same with the layer held at its mean at every step.",
+    ),
+    "rollout_loss_recovered": Meaning(
+        _ROLLOUTS,
+        "Loss recovered at the end",
+        True,
+        "How much of the accuracy of the last step survives with the copy in place of the layer; 0 % is as bad as at zero.",
+    ),
+    "rollout_loss_recovered_mean": Meaning(
+        _ROLLOUTS,
+        "Loss recovered at the end, mean",
+        True,
+        "The same measured against holding the layer at its mean.",
+    ),
     "rollout_persistence": Meaning(_ROLLOUTS, "No change", False, "The same if the first state stayed as it is."),
     "relative_l2": Meaning(
         _FIDELITY,

@@ -14,6 +14,9 @@ import scipy.sparse
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
+from torch import Tensor
+
+from ..data.indexed import IndexedActivations
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -147,6 +150,25 @@ class Bootstrap:
         return (by_block @ self._counts.T).T
 
 
+def labels_of(
+    acts: Tensor | IndexedActivations, trajectory: ArrayLike | None, time: ArrayLike | None
+) -> tuple[ArrayLike | None, ArrayLike | None]:
+    """Trajectory and time of each sample: what is given, else what the activations themselves know, as those of a store do."""
+    if isinstance(acts, IndexedActivations):
+        own = acts.time if acts.dates is None else acts.dates
+        return acts.trajectory if trajectory is None else trajectory, own if time is None else time
+    return trajectory, time
+
+
+def check_draws(confidence: float, **counts: int) -> None:
+    """ValueError unless a confidence is a share between 0 and 1, and draws are two or more."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is a share between 0 and 1, such as 0.95; got {confidence!r}")
+    for name, count in counts.items():
+        if count < 2:
+            raise ValueError(f"{name} is at least 2, got {count!r}: an interval takes hundreds of draws")
+
+
 def interval(draws: Array, confidence: float, n_blocks: ArrayLike) -> tuple[Array, Array]:
     """Percentile intervals along the first axis, their tails widened for few blocks as those of a t interval are [1]_.
 
@@ -180,6 +202,36 @@ def interval(draws: Array, confidence: float, n_blocks: ArrayLike) -> tuple[Arra
         return ends[0] + (place - below) * (ends[1] - ends[0])
 
     return quantile(level), quantile(1 - level)
+
+
+def stretch(correlation: Array, draws: Array, null: Array) -> Array:
+    r"""By how much the intervals of correlations are too narrow where blocks are few, or are tiles that depend on each other.
+
+    The variance of a correlation of two fields, each correlated in space and time, is :math:`(1 - r^2)^2 / (M - 1)`, M being
+    the effective size of the sample [1]_. ``1 / (M - 1)`` is the variance of null draws that keep these correlations: over all
+    translations of a field it is the sum over distances of the product of the two autocorrelations, as there. It is read off
+    the middle half of the draws, so that the few near to no translation at all, which keep the link, do not count.
+
+    Parameters
+    ----------
+    correlation : ndarray
+        ``(p,)``.
+    draws, null : ndarray
+        ``(n_draws, p)``: of the bootstrap, and with nothing left of the link.
+
+    Returns
+    -------
+    ndarray
+        ``(p,)``: the deviation by M over that of the bootstrap, at least 1.
+
+    References
+    ----------
+    .. [1] Clifford, Richardson and Hemon, Assessing the significance of the correlation between two spatial processes,
+       Biometrics 45 (1989); Dutilleul, Biometrics 49 (1993).
+    """
+    spread = draws.std(0)
+    expected = (1 - correlation**2) * scipy.stats.iqr(null, axis=0, scale="normal")
+    return np.fmax(1.0, np.divide(expected, spread, out=np.ones_like(spread), where=spread > 0))
 
 
 def pooled_p_values(observed: Array, null: Array, *, two_sided: bool = True, floor: ArrayLike = 0.0) -> Array:

@@ -8,11 +8,14 @@ vorticity alone by way of the velocity.
 from __future__ import annotations
 
 import inspect
+from collections import ChainMap
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..attach.arrays import tensor_of
 from ..registry import Registry
 from .calculus import Calculus, WalledBox
 
@@ -67,20 +70,21 @@ def compute_physics(name: str, fields: Mapping[str, Tensor], calculus: Calculus)
     ValueError
         If the quantity is not known, or does not follow from these fields.
     """
-    return _follow(name, dict(fields), calculus, [])
+    return _follow(name, ChainMap({}, dict(fields)), calculus, [])
 
 
-def apply_physics(function: Callable[..., Tensor], fields: Mapping[str, Tensor], calculus: Calculus) -> Tensor:
-    """What a function gives for fields and quantities of the names of its arguments; see :func:`compute_physics`."""
-    name = getattr(function, "__name__", repr(function))
-    return _apply(function, dict(fields), calculus, [name])
+def apply_physics(name: str, function: Callable[..., Any], fields: Mapping[str, Tensor], calculus: Calculus) -> Tensor:
+    """What a function gives for fields and quantities of the names of its arguments; see :func:`compute_physics`. An argument
+    with a default keeps it unless a field has its name. Errors call the result `name`."""
+    return _apply(function, ChainMap({}, dict(fields)), calculus, [name])
 
 
-def _follow(name: str, known: dict[str, Tensor], calculus: Calculus, way: list[str]) -> Tensor:
+def _follow(name: str, known: ChainMap[str, Tensor], calculus: Calculus, way: list[str]) -> Tensor:
+    """A field, or a quantity on the way to others. Of `known`, the first map is of what followed, the second of fields."""
     if name not in known:
         if name in way or name not in quantities:
             asked = f"{way[0]!r} does not follow from" if way else f"{name!r} is neither a known quantity nor among"
-            need = f": it takes {name!r}" if way else ""
+            need = f": it takes {(way[-1] if name == way[0] else name)!r}" if way else ""
             raise ValueError(
                 f"{asked} the fields {sorted(known)}{need}; give that in fields={{...}}, or take one of the quantities "
                 f"{', '.join(quantities.names())}"
@@ -89,9 +93,26 @@ def _follow(name: str, known: dict[str, Tensor], calculus: Calculus, way: list[s
     return known[name]
 
 
-def _apply(function: Callable[..., Tensor], known: dict[str, Tensor], calculus: Calculus, way: list[str]) -> Tensor:
-    names = inspect.signature(function).parameters
-    return function(**{name: calculus if name == "calculus" else _follow(name, known, calculus, way) for name in names})
+def _apply(function: Callable[..., Any], known: ChainMap[str, Tensor], calculus: Calculus, way: list[str]) -> Tensor:
+    arguments: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name == "calculus":
+            arguments[name] = calculus
+        elif parameter.default is parameter.empty or name in known.parents:
+            arguments[name] = _follow(name, known, calculus, way)
+    try:
+        return tensor_of(repr(way[-1]), function(**arguments))
+    except (RuntimeError, ValueError) as error:
+        grids = {name: tuple(x.shape[-calculus.n_dim :]) for name, x in arguments.items() if _is_field(x, calculus)}
+        if len(set(grids.values())) < 2:
+            raise
+        raise ValueError(
+            f"{way[-1]!r} is made of fields on several grids, {grids}: bring them to one by sae.basis.resample(field, grid)"
+        ) from error
+
+
+def _is_field(value: Any, calculus: Calculus) -> bool:
+    return isinstance(value, Tensor) and value.ndim > calculus.n_dim
 
 
 def _planar(calculus: Calculus) -> Calculus:

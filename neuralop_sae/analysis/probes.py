@@ -11,13 +11,15 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
 
+from ..attach.arrays import tensor_of
 from ..attach.capture import eval_mode
+from ..data.indexed import IndexedActivations
 from ..data.labels import Labels
 from ..layers.basis import SpectralBasis
 from ..models.base import SAE
 from .calculus import Calculus, calculus_of
 from .comparison import Comparison, Plan, Use
-from .inference import Series, false_discovery
+from .inference import Series, check_draws, false_discovery, labels_of
 from .physics import apply_physics, compute_physics
 
 Quantity = Tensor | ArrayLike | Callable[..., Tensor]
@@ -26,10 +28,10 @@ Quantity = Tensor | ArrayLike | Callable[..., Tensor]
 @torch.no_grad()
 def probe(
     sae: SAE,
-    acts: Tensor,
+    acts: Tensor | IndexedActivations | ArrayLike,
     physics: Mapping[str, Quantity] | Sequence[str],
     *,
-    fields: Mapping[str, Tensor] | None = None,
+    fields: Mapping[str, Tensor | ArrayLike] | None = None,
     calculus: Calculus | None = None,
     trajectory: ArrayLike | None = None,
     time: ArrayLike | None = None,
@@ -56,8 +58,10 @@ def probe(
 
     *Intervals* are percentile intervals of a bootstrap over blocks: trajectories, or samples where none are named, or runs of
     `block` samples of a trajectory; and tiles of these where they are few. Points of one field are not independent and are
-    never taken to be. Tails are widened for the few blocks in which a concept is on, and a bootstrap sample without it counts
-    as r = 0.
+    never taken to be; nor are tiles: with fewer than eight blocks an interval is at least as wide as the effective size of the
+    sample demands [1]_, which null draws tell. Measured at 95 % on Gaussian fields, correlation lengths of 10 to 30 % of the
+    domain, 1 to 5 samples or trajectories: r without a link is covered in 90 to 98 % of the cases, of a link r = 0.6 in 96 %
+    or more. Tails are widened for the few blocks in which a concept is on, and a bootstrap sample without it counts as r = 0.
 
     *p-values* are of the null hypothesis that a code tells nothing of the field of its own sample. With ``null="exchange"``
     the fields of other samples (whole trajectories) take its place: what all samples have in common, such as the mean flow,
@@ -69,21 +73,23 @@ def probe(
     ----------
     sae : SAE
         The model; its training flags are restored.
-    acts : Tensor
+    acts : Tensor, array_like, or activations of a store or stream
         Activations ``(N, channels, *grid)``.
-    physics : mapping of str to Tensor or callable, or sequence of str
+    physics : mapping of str to Tensor, array_like or callable, or sequence of str
         Quantities by name: a field ``(N, *any_grid)``, resampled to the codes' grid where it is on another; a vector field
         ``(N, n_dim, *any_grid)``, component by component as ``name[0]`` and so on; numbers ``(N,)``; or a function of
         `fields`, see :func:`~neuralop_sae.register_physics`. A sequence names registered quantities.
-    fields : mapping of str to Tensor, optional
-        ``(N, *any_grid)``, of which named quantities and functions are made.
+    fields : mapping of str to Tensor or array_like, optional
+        ``(N, *any_grid)``, of which named quantities and functions are made: a tensor, or an array of numpy or xarray. Those
+        of one quantity are on one grid.
     calculus : Calculus, optional
         The domain on which they take derivatives. By default a periodic box of unit lengths or the unit sphere.
     trajectory : array_like, optional
-        ``(N,)``: which trajectory each sample is of.
+        ``(N,)``: which trajectory each sample is of. By default what the activations of a store or stream know; else samples
+        are independent, or of one trajectory where there is a time.
     time : array_like, optional
-        ``(N,)``: when, as numbers in any unit or as dates (``datetime64``); by default samples of a trajectory are in order,
-        one unit apart.
+        ``(N,)``: when, as numbers in any unit or as dates (``datetime64``). By default what the activations of a store or
+        stream know; else samples of a trajectory are in order, one unit apart.
     lags : sequence of float
         Codes at t are compared with physics at t + lag. Where a positive lag fits best, the concept leads. In units of `time`;
         for dates in the longest of days, hours, minutes and so on of which all their steps are whole multiples: in hours where
@@ -123,6 +129,11 @@ def probe(
         infinite: a sample has a partner at each lag and a place among those that are exchanged, so that none is left out
         silently. Leave such samples out of all arguments, or fill them.
 
+    References
+    ----------
+    .. [1] Clifford, Richardson and Hemon, Assessing the significance of the correlation between two spatial processes,
+       Biometrics 45 (1989).
+
     Examples
     --------
     >>> import neuralop_sae as ns
@@ -132,7 +143,10 @@ def probe(
     >>> len(table), sorted(table.kind.unique())
     (8, ['map', 'norm'])
     """
-    _check_numbers(quantile, confidence, n_bootstrap, n_permutations, block, len(acts))
+    check_draws(confidence, n_bootstrap=n_bootstrap, n_permutations=n_permutations)
+    acts = acts if isinstance(acts, IndexedActivations) else tensor_of("acts", acts)
+    _check_numbers(quantile, block, len(acts))
+    trajectory, time = labels_of(acts, trajectory, time)
     values = _quantities(physics, fields or {}, calculus, sae.basis, len(acts))
     moments, unit = Labels.of(time, None, len(acts)).elapsed()
     series = Series.of(len(acts), trajectory, moments)
@@ -160,15 +174,11 @@ def probe(
     return table
 
 
-def _check_numbers(
-    quantile: float, confidence: float, n_bootstrap: int, n_permutations: int, block: int | None, n_samples: int
-) -> None:
-    for name, share in (("quantile", quantile), ("confidence", confidence)):
-        if not 0 < share < 1:
-            raise ValueError(f"{name} is a share between 0 and 1, got {share!r}")
-    for name, count, least in (("n_bootstrap", n_bootstrap, 2), ("n_permutations", n_permutations, 2), ("block", block, 1)):
-        if count is not None and count < least:
-            raise ValueError(f"{name} is at least {least}, got {count!r}")
+def _check_numbers(quantile: float, block: int | None, n_samples: int) -> None:
+    if not 0 < quantile < 1:
+        raise ValueError(f"quantile is a share between 0 and 1, got {quantile!r}")
+    if block is not None and block < 1:
+        raise ValueError(f"block is at least 1, got {block!r}")
     if n_samples < 2:
         raise ValueError(f"at least 2 samples are needed, got {n_samples}")
 
@@ -186,7 +196,7 @@ def _check_finite(name: str, values: Tensor) -> None:
 
 def _quantities(
     physics: Mapping[str, Quantity] | Sequence[str],
-    fields: Mapping[str, Tensor],
+    fields: Mapping[str, Tensor | ArrayLike],
     calculus: Calculus | None,
     basis: SpectralBasis,
     n_samples: int,
@@ -195,14 +205,15 @@ def _quantities(
     if isinstance(physics, str) or not physics:
         raise TypeError(f"physics is a mapping of names to quantities, or a list of names of known ones; got {physics!r}")
     named = physics if isinstance(physics, Mapping) else dict.fromkeys(physics)
+    known = {name: tensor_of(f"the field {name!r}", field) for name, field in fields.items()}
     found: dict[str, Tensor] = {}
     for name, given in named.items():
         if given is None:
-            value = compute_physics(name, fields, calculus or calculus_of(basis))
+            value = compute_physics(name, known, calculus or calculus_of(basis))
         elif callable(given) and not isinstance(given, Tensor):
-            value = apply_physics(given, fields, calculus or calculus_of(basis))
+            value = apply_physics(name, given, known, calculus or calculus_of(basis))
         else:
-            value = torch.as_tensor(given)
+            value = tensor_of(repr(name), given)
         value = value.detach().cpu()
         shape = tuple(value.shape)
         if shape[:1] != (n_samples,) or value.ndim not in (1, basis.n_dim + 1, basis.n_dim + 2):

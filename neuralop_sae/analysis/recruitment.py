@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import notebook
 from ..attach.capture import eval_mode
+from ..data.indexed import IndexedActivations
 from ..models.base import SAE
 from .evaluate import ConceptUse
 from .matching import match_atoms
@@ -84,7 +85,7 @@ class Recruitment:
 @torch.no_grad()
 def recruitment(
     sae: SAE | Mapping[Any, SAE],
-    acts: Mapping[Any, Tensor],
+    acts: Mapping[Any, Tensor | IndexedActivations],
     *,
     min_frequency: float = 0.01,
     min_cosine: float = 0.7,
@@ -100,7 +101,7 @@ def recruitment(
     ----------
     sae : SAE or mapping to SAE
         One model, or one for each value; training flags are restored.
-    acts : mapping to Tensor
+    acts : mapping to Tensor, or to activations of a store or stream
         Activations ``(N, channels, *grid)`` at each value of the parameter.
     min_frequency : float
         Share of the samples in which a concept has to be on to count as used, above 0. Take as many samples at each value:
@@ -116,6 +117,8 @@ def recruitment(
 
     Raises
     ------
+    TypeError
+        If activations are not by value.
     ValueError
         If the values of models and activations differ, or a threshold is not allowed.
 
@@ -127,6 +130,10 @@ def recruitment(
     >>> found.jaccard.loc[100, 100]
     np.float64(1.0)
     """
+    if not isinstance(acts, Mapping):
+        raise TypeError(
+            f"acts is a mapping from values of a parameter to activations, such as {{100: x}}; got {type(acts).__name__}"
+        )
     if not 0 < min_frequency <= 1 or not acts:
         raise ValueError(f"min_frequency is in (0, 1], and acts has a value or more; got {min_frequency} and {list(acts)}")
     if not isinstance(sae, Mapping):
@@ -150,7 +157,7 @@ def recruitment(
     return Recruitment(frequencies.fillna(0.0), min_frequency, concepts.fillna(-1).astype(int))
 
 
-def _frequency(sae: SAE, acts: Tensor, batch_size: int) -> np.ndarray:
+def _frequency(sae: SAE, acts: Tensor | IndexedActivations, batch_size: int) -> np.ndarray:
     use = ConceptUse(sae)
     with eval_mode(sae):
         for batch in acts.split(batch_size):

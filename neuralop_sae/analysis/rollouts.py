@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,16 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from ..attach.hooks import eval_mode
-from ..attach.interventions import splice
+from ..attach.interventions import replace_activation, splice
 from ..attach.rewrite import Edit
+from ..metrics import loss_recovered
 from ..models.base import SAE
 from .drawing import PALETTE, subplots
-from .faithfulness import mean_relative_l2
+from .faithfulness import fill, mean_relative_l2
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LABELS = {"clean": "operator", "spliced": "through the concepts", "persistence": "no change"}
+_LABELS = {
+    "clean": "operator",
+    "spliced": "through the concepts",
+    "zero_ablated": "site set to zero",
+    "mean_ablated": "site set to its mean",
+    "persistence": "no change",
+}
+_RECOVERED = {"loss_recovered": "against zero", "loss_recovered_mean": "against the mean"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +139,10 @@ def rollout(
     Raises
     ------
     ValueError
-        If the site is unknown, or only one of `site` and `sae` is given, or edits without them.
+        If the site is unknown, only one of `site` and `sae` is given or edits without them, `n_steps` is negative, or what the
+        operator makes has not the shape of the state.
+    TypeError
+        If an edit is none.
 
     Examples
     --------
@@ -139,9 +150,14 @@ def rollout(
     >>> kick = during(inject(7, (0.3, 0.7), width=0.05), 0, 1)  # doctest: +SKIP
     >>> kicked = rollout(model, x, 20, site=site, sae=sae, edits=kick)  # doctest: +SKIP
     """
-    chain = (edits,) if callable(edits) or isinstance(edits, Scheduled) else tuple(edits)
+    chain = (edits,) if callable(edits) or not isinstance(edits, Iterable) else tuple(edits)
     if (site is None) != (sae is None) or (chain and site is None):
         raise ValueError(f"edits act on the codes of an SAE at a site: give both; got site={site!r}, sae={type(sae).__name__}")
+    for edit in chain:
+        if not callable(edit) and not isinstance(edit, Scheduled):
+            raise TypeError(f"an edit is a function codes -> codes, or made by during or ramp; got {type(edit).__name__}")
+    if n_steps < 0:
+        raise ValueError(f"n_steps is at least 0, got {n_steps}")
     states = [x]
     with eval_mode(model):
         for step in range(n_steps):
@@ -149,11 +165,16 @@ def rollout(
             now = [edit for edit in found if edit is not None]
             with nullcontext() if site is None else splice(model, site, sae, now, keep_error):
                 states.append(model(states[-1]))
+            if states[-1].shape != x.shape:
+                raise ValueError(
+                    f"the operator makes {tuple(states[-1].shape)} of a state {tuple(x.shape)}: its output is not its next "
+                    "input; wrap it in a module that returns the whole next state"
+                )
     return torch.stack(states, 1)
 
 
 def rollout_errors(model: nn.Module, site: str, sae: SAE, truth: Tensor) -> dict[str, Tensor]:
-    """Errors of rollouts against true trajectories.
+    r"""Errors of rollouts against true trajectories, and how much of what the site gives them the concepts keep.
 
     Parameters
     ----------
@@ -167,29 +188,74 @@ def rollout_errors(model: nn.Module, site: str, sae: SAE, truth: Tensor) -> dict
     Returns
     -------
     dict
-        ``"clean"`` (the operator as it is), ``"spliced"`` (through the concepts) and ``"persistence"`` (the first state for
-        ever): relative L2 by the quadrature of the SAE's basis, the mean over trajectories at each step, ``(n_steps,)``.
+        ``"clean"`` (the operator as it is), ``"spliced"`` (through the concepts), ``"zero_ablated"`` (the activation is zero),
+        ``"mean_ablated"`` (at every point the mean of its channel, over the true states that have a next one, and the domain)
+        and ``"persistence"`` (the first state for ever): relative L2 by the quadrature of the SAE's basis, the mean over
+        trajectories at each step, ``(n_steps,)``. ``"loss_recovered"`` and ``"loss_recovered_mean"`` of these errors, against
+        zero and mean ablation at the same step: :math:`(e_{ablated} - e_{spliced}) / (e_{ablated} - e_{clean})`, NaN where
+        ablation does not hurt.
+
+    Raises
+    ------
+    ValueError
+        If the truth has not these axes, or no step.
     """
+    if truth.ndim != sae.basis.n_dim + 3 or truth.shape[1] < 2:
+        raise ValueError(
+            f"truth is (B, n_steps + 1, channels, *grid), a step at least and a grid of {sae.basis.n_dim} axes; got "
+            f"{tuple(truth.shape)}"
+        )
     x, n_steps = truth[:, 0], truth.shape[1] - 1
     states = {"clean": rollout(model, x, n_steps)}
     states["spliced"] = rollout(model, x, n_steps, site=site, sae=sae, keep_error=False)
+    with replace_activation(model, site, torch.zeros_like):
+        states["zero_ablated"] = rollout(model, x, n_steps)
+    mean = _mean_activation(model, site, sae, truth[:, :-1])
+    with replace_activation(model, site, lambda activation: fill(activation, mean)):
+        states["mean_ablated"] = rollout(model, x, n_steps)
     states["persistence"] = x[:, None].expand_as(truth)
     weights = sae.basis.quadrature(truth.shape[3:], like=truth)
     errors = {
-        name: mean_relative_l2(values.flatten(0, 1), truth.flatten(0, 1), weights).unflatten(0, truth.shape[:2]).mean(0)[1:]
+        name: mean_relative_l2(values.flatten(0, 1), truth.flatten(0, 1), weights)
+        .unflatten(0, truth.shape[:2])
+        .mean(0)[1:]
+        .cpu()
         for name, values in states.items()
     }
-    return {name: values.cpu() for name, values in errors.items()}
+    for name, ablated in (("loss_recovered", "zero_ablated"), ("loss_recovered_mean", "mean_ablated")):
+        steps = zip(*(errors[which].tolist() for which in ("clean", "spliced", ablated)), strict=True)
+        errors[name] = torch.tensor([loss_recovered(*step) for step in steps])
+    return errors
+
+
+@torch.no_grad()
+def _mean_activation(model: nn.Module, site: str, sae: SAE, states: Tensor) -> Tensor:
+    """Mean of the activation at a site over states ``(B, n, channels, *grid)`` and the domain, ``(channels,)`` in float64."""
+    means: list[Tensor] = []
+
+    def look(activation: Tensor) -> Tensor:
+        weights = sae.basis.quadrature(activation.shape[2:], like=activation).double()
+        means.append((activation.double() * weights).flatten(2).sum(2).mean(0))
+        return activation
+
+    with eval_mode(model), replace_activation(model, site, look):
+        for x in states.unbind(1):
+            model(x)
+    return torch.stack(means).mean(0)
 
 
 def rollout_figure(errors: Mapping[str, Tensor], times: Tensor, unit: str) -> Figure:
-    """Errors ``(n_steps,)`` of rollouts, as :func:`rollout_errors` returns them, against the time of each step."""
-    figure, axes = subplots(1, 1, 4.2, 2.8)
-    ax = axes[0, 0]
-    for color, (name, values) in zip(PALETTE, errors.items(), strict=False):
-        ax.plot(times, values, label=_LABELS.get(name, name), color=color, marker=".")
-    ax.set_xlabel(f"time of the rollout ({unit})")
-    ax.set_ylabel("relative L2 error")
-    ax.set_ylim(bottom=0)
-    ax.legend(frameon=False)
+    """Errors ``(n_steps,)`` of rollouts, as :func:`rollout_errors` returns them, against the time of each step; with the loss
+    recovered beside them where it is among them."""
+    recovered = {name: values for name, values in errors.items() if name in _RECOVERED}
+    panels = [("relative L2 error", {name: values for name, values in errors.items() if name not in recovered}, _LABELS)]
+    panels += [("loss recovered", recovered, _RECOVERED)] if recovered else []
+    figure, axes = subplots(1, len(panels), 4.2, 2.8)
+    for ax, (ylabel, lines, labels) in zip(axes[0], panels, strict=True):
+        for color, (name, values) in zip(PALETTE, lines.items(), strict=False):
+            ax.plot(times, values, label=labels.get(name, name), color=color, marker=".")
+        ax.set_xlabel(f"time of the rollout ({unit})")
+        ax.set_ylabel(ylabel)
+        ax.legend(frameon=False)
+    axes[0, 0].set_ylim(bottom=0)
     return figure

@@ -12,17 +12,30 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
 
+from ..attach.arrays import tensor_of
 from ..attach.capture import eval_mode
+from ..data.indexed import IndexedActivations
 from ..data.labels import Labels
 from ..models.base import SAE
-from .inference import MANY, Array, Bootstrap, Index, Series, false_discovery, interval, pooled_p_values
+from .inference import (
+    MANY,
+    Array,
+    Bootstrap,
+    Index,
+    Series,
+    check_draws,
+    false_discovery,
+    interval,
+    labels_of,
+    pooled_p_values,
+)
 
 
 @torch.no_grad()
 def seasonality(
     sae: SAE,
-    acts: Tensor,
-    time: ArrayLike,
+    acts: Tensor | IndexedActivations | ArrayLike,
+    time: ArrayLike | None,
     period: float | str | timedelta | np.timedelta64,
     *,
     trajectory: ArrayLike | None = None,
@@ -47,14 +60,14 @@ def seasonality(
     ----------
     sae : SAE
         The model; its training flags are restored.
-    acts : Tensor
+    acts : Tensor, array_like, or activations of a store or stream
         Activations ``(N, channels, *grid)``.
-    time : array_like
-        ``(N,)``, as numbers in any unit or as dates (``datetime64``).
+    time : array_like or None
+        ``(N,)``, as numbers in any unit or as dates (``datetime64``). None for what the activations of a store or stream know.
     period : float, or str, timedelta or timedelta64
         T: a number in the unit of `time`; for dates a length of time, ``"365.2425D"`` or ``"24h"``.
     trajectory : array_like, optional
-        ``(N,)``; by default all samples are of one.
+        ``(N,)``. By default what the activations of a store or stream know; else all samples are of one.
     n_harmonics : int
         H.
     n_bootstrap, n_permutations, confidence, seed, batch_size, progress
@@ -73,7 +86,7 @@ def seasonality(
     TypeError
         If dates meet a period that is a number, or numbers one that is a length of time.
     ValueError
-        If the samples are of one block, or an argument is out of range.
+        If the samples are of one block, no time is known, or an argument is out of range.
 
     Examples
     --------
@@ -85,6 +98,11 @@ def seasonality(
     >>> len(table)
     4
     """
+    check_draws(confidence, n_bootstrap=n_bootstrap, n_permutations=n_permutations)
+    acts = acts if isinstance(acts, IndexedActivations) else tensor_of("acts", acts)
+    trajectory, time = labels_of(acts, trajectory, time)
+    if time is None:
+        raise ValueError("seasonality needs the time of each sample: pass time=, or activations of a store that knows it")
     moments, unit = Labels.of(time, None, len(acts)).elapsed(since_first=False)
     period = _in_unit(period, unit)
     if not (period > 0 and n_harmonics >= 1):
@@ -135,7 +153,7 @@ def _in_unit(period: float | str | timedelta | np.timedelta64, unit: str | None)
     return float(pd.Timedelta(period) / pd.Timedelta(1, unit))
 
 
-def _norms(sae: SAE, acts: Tensor, batch_size: int, progress: bool) -> scipy.sparse.csr_array:
+def _norms(sae: SAE, acts: Tensor | IndexedActivations, batch_size: int, progress: bool) -> scipy.sparse.csr_array:
     """Norm of each concept's code in each sample, ``(N, n_concepts)``."""
     parts: list[tuple[Index, Index, Array]] = []
     with eval_mode(sae):

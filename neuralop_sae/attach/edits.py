@@ -7,17 +7,21 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from .arrays import tensor_of
 from .rewrite import (
     Concepts,
     Edit,
+    Region,
     Rewrite,
     check_region,
     concepts_of,
     indices,
     indices_or_all,
     pair_keys,
+    region_or_none,
     rows_of,
     with_rows,
 )
@@ -83,7 +87,7 @@ def ablate(*concepts: int | Iterable[int]) -> Ablate:
     return Ablate(indices(concepts[0] if len(concepts) == 1 else concepts))
 
 
-def steer(concept: int | Iterable[int], scale: float | Tensor = 1.0, region: Tensor | None = None) -> Rewrite:
+def steer(concept: int | Iterable[int], scale: float | Tensor = 1.0, region: Region | None = None) -> Rewrite:
     """An edit that multiplies the codes of concepts by a number, everywhere or in a region.
 
     Parameters
@@ -92,7 +96,7 @@ def steer(concept: int | Iterable[int], scale: float | Tensor = 1.0, region: Ten
         The concepts.
     scale : float or Tensor, optional
         The factor, a number or a tensor with one element.
-    region : Tensor, optional
+    region : Tensor or array_like, optional
         Weights w over the domain, ``(*grid)`` or ``(n_samples, *grid)``, bool or float: the factor is ``1 + w (scale - 1)``,
         hence `scale` where w is 1 or True and 1 where it is 0 or False. Weights on another grid than the codes' are
         resampled with ``torch.nn.functional.interpolate``: bool by ``mode="nearest"``, float by
@@ -109,25 +113,25 @@ def steer(concept: int | Iterable[int], scale: float | Tensor = 1.0, region: Ten
     ValueError
         If a concept is not an integer, or `scale` has more than one element.
     TypeError
-        If `region` is not a bool or float tensor.
+        If `scale` is no number, or `region` is not bool or float.
 
     Examples
     --------
     >>> steer(7, scale=2.0, region=torch.ones(8, 8))
     steer(7, scale=2, region=<8 x 8>)
     """
-    if isinstance(scale, Tensor) and scale.numel() != 1:
-        raise ValueError(f"scale must have one element; got shape {tuple(scale.shape)}")
-    which, number = indices(concept), scale.item() if isinstance(scale, Tensor) else scale
+    which, number = indices(concept), tensor_of("scale", scale)
+    if number.numel() != 1:
+        raise ValueError(f"scale must have one element; got shape {tuple(number.shape)}")
 
     def change(codes: ConceptCodes) -> Tensor:
-        return codes.values * (scale.reshape(()).to(codes.values) if isinstance(scale, Tensor) else scale)
+        return codes.values * number.reshape(()).to(codes.values)
 
-    return Rewrite(which, change, "steer", f"scale={number:g}", region)
+    return Rewrite(which, change, "steer", f"scale={number.item():g}", region_or_none(region))
 
 
 def clamp(
-    concepts: Concepts, minimum: float | None = None, maximum: float | None = None, region: Tensor | None = None
+    concepts: Concepts, minimum: float | None = None, maximum: float | None = None, region: Region | None = None
 ) -> Rewrite:
     """An edit that keeps codes between two bounds. A concept that is off has a code of zero, and is bounded too.
 
@@ -137,7 +141,7 @@ def clamp(
         The concepts; None for all.
     minimum, maximum : float, optional
         The bounds, in units of the codes.
-    region : Tensor, optional
+    region : Tensor or array_like, optional
         As in `steer`.
 
     Returns
@@ -150,7 +154,7 @@ def clamp(
     ValueError
         If a concept is not an integer, there is no bound, or they are in the wrong order.
     TypeError
-        If `region` is not a bool or float tensor.
+        If `region` is not bool or float.
 
     Examples
     --------
@@ -164,20 +168,20 @@ def clamp(
     which = indices_or_all(concepts)
     bounds = f"minimum={minimum}, maximum={maximum}"
     fills = (minimum or 0) > 0 or (maximum or 0) < 0
-    return Rewrite(which, lambda codes: codes.values.clamp(minimum, maximum), "clamp", bounds, region, fills)
+    return Rewrite(which, lambda codes: codes.values.clamp(minimum, maximum), "clamp", bounds, region_or_none(region), fills)
 
 
-def add(concepts: Concepts, value: float | Tensor, region: Tensor | None = None) -> Rewrite:
+def add(concepts: Concepts, value: float | Tensor | ArrayLike, region: Region | None = None) -> Rewrite:
     """An edit that adds a number or a map to codes, also where a concept is off.
 
     Parameters
     ----------
     concepts : int, iterable of int or None
         The concepts; None for all.
-    value : float or Tensor
+    value : float, Tensor or array_like
         A number, or a map ``(*grid)`` or ``(n_samples, *grid)``, in units of the codes. A map on another grid than the codes'
         is resampled by the basis of the codes.
-    region : Tensor, optional
+    region : Tensor or array_like, optional
         As in `steer`.
 
     Returns
@@ -190,7 +194,7 @@ def add(concepts: Concepts, value: float | Tensor, region: Tensor | None = None)
     ValueError
         If a concept is not an integer.
     TypeError
-        If `region` is not a bool or float tensor.
+        If `value` is not a number or numbers, or `region` is not bool or float.
 
     Examples
     --------
@@ -198,7 +202,7 @@ def add(concepts: Concepts, value: float | Tensor, region: Tensor | None = None)
     add((1, 2), <8 x 8>)
     """
     which = indices_or_all(concepts)
-    addend = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    addend = tensor_of("value", value)
 
     def change(codes: ConceptCodes) -> Tensor:
         n_dim = codes.values.ndim - 1
@@ -213,7 +217,7 @@ def add(concepts: Concepts, value: float | Tensor, region: Tensor | None = None)
         return codes.values + (part[codes.sample] if addend.ndim > n_dim else part)
 
     what = f"<{' x '.join(map(str, addend.shape))}>" if addend.ndim else f"{addend.item():g}"
-    return Rewrite(which, change, "add", what, region, fills=True)
+    return Rewrite(which, change, "add", what, region_or_none(region), fills=True)
 
 
 def band_filter(concepts: Concepts, low: float = 0.0, high: float | None = None) -> Rewrite:
@@ -260,14 +264,14 @@ def band_filter(concepts: Concepts, low: float = 0.0, high: float | None = None)
     return Rewrite(which, change, "band_filter", f"low={low:g}, high={high}")
 
 
-def restrict(concepts: Concepts, region: Tensor) -> Rewrite:
+def restrict(concepts: Concepts, region: Region) -> Rewrite:
     """An edit that keeps concepts in a region, and switches them off elsewhere.
 
     Parameters
     ----------
     concepts : int, iterable of int or None
         The concepts; None for all.
-    region : Tensor
+    region : Tensor or array_like
         Weights w as in `steer`: codes are multiplied by w.
 
     Returns
@@ -280,7 +284,7 @@ def restrict(concepts: Concepts, region: Tensor) -> Rewrite:
     ValueError
         If a concept is not an integer.
     TypeError
-        If `region` is not a bool or float tensor.
+        If `region` is not bool or float.
 
     Examples
     --------
@@ -292,7 +296,7 @@ def restrict(concepts: Concepts, region: Tensor) -> Rewrite:
     return Rewrite(which, lambda codes: torch.zeros_like(codes.values), "restrict", region=outside)
 
 
-def patch(concepts: Concepts, source: ConceptCodes, sample: int | None = None, region: Tensor | None = None) -> Rewrite:
+def patch(concepts: Concepts, source: ConceptCodes, sample: int | None = None, region: Region | None = None) -> Rewrite:
     """An edit that replaces codes by those of other samples. A concept that is off there is switched off.
 
     Parameters
@@ -304,7 +308,7 @@ def patch(concepts: Concepts, source: ConceptCodes, sample: int | None = None, r
         codes they replace.
     sample : int, optional
         The sample of `source` that every sample gets its codes from. By default sample i gets those of sample i.
-    region : Tensor, optional
+    region : Tensor or array_like, optional
         As in `steer`.
 
     Returns
@@ -318,7 +322,7 @@ def patch(concepts: Concepts, source: ConceptCodes, sample: int | None = None, r
     ValueError
         If a concept is not an integer, or `source` has no such concept or sample.
     TypeError
-        If `region` is not a bool or float tensor.
+        If `region` is not bool or float.
     """
     which = indices_or_all(concepts)
     concepts_of(source, which)
@@ -339,7 +343,7 @@ def patch(concepts: Concepts, source: ConceptCodes, sample: int | None = None, r
         at = torch.searchsorted(pair_keys(whole.sample, whole.concept, whole.n_concepts), wanted)
         return whole.values.to(codes.values)[at]
 
-    return Rewrite(which, change, "patch", "" if sample is None else f"sample={sample}", region, fills=True)
+    return Rewrite(which, change, "patch", "" if sample is None else f"sample={sample}", region_or_none(region), fills=True)
 
 
 def compose(*edits: Edit) -> Compose:

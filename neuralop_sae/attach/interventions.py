@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -202,7 +202,7 @@ def splice(
     """
     if not isinstance(sae, nn.Module) or not all(callable(getattr(sae, name, None)) for name in ("encode", "decode")):
         raise TypeError(f"sae must be an nn.Module with encode and decode; got {type(sae).__name__}")
-    chain = (edits,) if callable(edits) else tuple(edits)
+    chain = (edits,) if callable(edits) or not isinstance(edits, Iterable) else tuple(edits)
     for edit in chain:
         if not callable(edit):
             raise TypeError(f"an edit is a function codes -> codes; got {type(edit).__name__}")

@@ -112,10 +112,10 @@ def inject(concepts: Concepts, at: Sequence[float] | Tensor, amplitude: float = 
     r"""An edit that adds a bump at a place to codes, also where a concept is off.
 
     Without `width` it is `amplitude` times the unit impulse of the basis (all its modes in phase at the place, L2 norm one),
-    so that an equivariant decoder writes `amplitude` times the concept's atom there. With one it is positive, smooth, of
-    height `amplitude`, and for small widths a Gaussian of that standard deviation: on a box
-    :math:`\prod_i \exp((\cos 2\pi(s_i - at_i) - 1) / (2\pi\,width)^2)`, on the sphere
-    :math:`\exp((\cos\gamma - 1) / width^2)` at the angle :math:`\gamma` from the place.
+    so that an equivariant decoder writes `amplitude` times the concept's atom there, in normalised units: in those of the
+    activation ``sae.scale`` times that. With one it is positive, smooth, of height `amplitude`, and for small widths a
+    Gaussian of that standard deviation: on a box :math:`\prod_i \exp((\cos 2\pi(s_i - at_i) - 1) / (2\pi\,width)^2)`, on the
+    sphere :math:`\exp((\cos\gamma - 1) / width^2)` at the angle :math:`\gamma` from the place.
 
     Parameters
     ----------

@@ -8,14 +8,18 @@ from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from .arrays import tensor_of
 
 if TYPE_CHECKING:
     from ..codes import ConceptCodes
 
 Edit = Callable[["ConceptCodes"], "ConceptCodes"]
 Concepts = int | Iterable[int] | None
+Region = Tensor | ArrayLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +117,18 @@ def with_rows(codes: ConceptCodes, concepts: tuple[int, ...] | None) -> ConceptC
     return replace(codes, sample=keys // p, concept=keys % p, values=values[order])
 
 
-def check_region(region: Tensor) -> Tensor:
-    """TypeError unless a region is a tensor of weights."""
-    if not (isinstance(region, Tensor) and (region.dtype == torch.bool or region.is_floating_point())):
-        kind = region.dtype if isinstance(region, Tensor) else type(region).__name__
+def check_region(region: Region) -> Tensor:
+    """Weights as a tensor, from a tensor or an array; TypeError unless they are bool or float."""
+    weights = tensor_of("region", region) if hasattr(region, "__array__") else None
+    if weights is None or not (weights.dtype == torch.bool or weights.is_floating_point()):
+        kind = type(region).__name__ if weights is None else weights.dtype
         raise TypeError(f"region must be a bool mask or a float tensor of weights; got {kind}")
-    return region
+    return weights
+
+
+def region_or_none(region: Region | None) -> Tensor | None:
+    """As :func:`check_region`; None stands for everywhere."""
+    return None if region is None else check_region(region)
 
 
 def on_grid(region: Tensor, grid: Sequence[int]) -> Tensor:

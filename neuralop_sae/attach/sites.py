@@ -102,6 +102,9 @@ class Site(str):
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Site is read-only; cannot set {name!r} of {str(self)!r}")
 
+    def _repr_html_(self) -> str:
+        return Sites([self])._repr_html_()
+
     @property
     def axes(self) -> tuple[str, ...]:
         """Names of the axes of a captured activation."""
@@ -120,7 +123,8 @@ class Sites(list[Site]):
 
     def _repr_html_(self) -> str:
         frame = self.to_frame()
-        return notebook.table(f"{len(self)} sites", list(frame.columns), frame.itertuples(index=False))
+        title = "1 site" if len(self) == 1 else f"{len(self)} sites"
+        return notebook.table(title, list(frame.columns), frame.itertuples(index=False))
 
 
 def find_sites(model: nn.Module) -> Sites:

@@ -1,12 +1,16 @@
-"""A model whose codes are known: concept c is channel c of its input, on wherever that is not zero."""
+"""A model whose codes are known, concept c being channel c of its input, and activations with labels."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import neuralop_sae as ns
+from neuralop_sae.data.indexed import IndexedActivations
+from neuralop_sae.data.labels import Labels
 
 
 class Channels(nn.Module):
@@ -25,6 +29,22 @@ class Channels(nn.Module):
 
     def kernel_norms(self):
         return 1.0 + torch.arange(self.n_concepts)
+
+
+class Held(IndexedActivations):
+    """Activations that know when each sample was, as those of a store do."""
+
+    def __init__(self, fields: torch.Tensor, time: Any = None, trajectory: Any = None) -> None:
+        super().__init__(fields.shape, *Labels.of(time, trajectory, len(fields)))
+        self._fields = fields
+
+    def read(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._fields[rows]
+
+
+@pytest.fixture
+def held() -> type[Held]:
+    return Held
 
 
 @pytest.fixture

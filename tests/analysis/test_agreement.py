@@ -59,3 +59,5 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     sine, _ = waves(2)
     with pytest.raises(ValueError, match=r"rollout 'run' has shape \(2, 1, 1, 8, 8\), the truth \(2, 2, 1, 8, 8\)"):
         pattern_correlation({"run": sine}, sine.expand(-1, 2, -1, -1, -1), BOX)
+    with pytest.raises(ValueError, match="confidence is a share"):
+        pattern_correlation({"run": sine}, sine, BOX, confidence=95)

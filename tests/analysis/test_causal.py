@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray
 from neuralop.data.transforms.data_processors import DefaultDataProcessor
 from neuralop.data.transforms.normalizers import UnitGaussianNormalizer
 from neuralop.models import FNO
@@ -222,6 +223,28 @@ def test_without_controls() -> None:
     assert len(result.effects) == 2 * 2 * 4
 
 
+def test_arrays_of_numpy_are_regions_and_outcomes() -> None:
+    region = torch.zeros(4, 6, dtype=torch.bool)
+    region[:2] = True
+    expected = run(regions={"top": region}, outcomes={"y": lambda y: y[:, 0]}).effects
+    found = run(regions={"top": region.numpy()}, outcomes={"y": lambda y: y[:, 0].numpy()}).effects
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_fields_of_xarray_are_inputs_with_their_trajectories() -> None:
+    names = [f"c{k}" for k in range(P)]
+    x = make_inputs(12)
+    variables = {name: (("member", "time", "y", "x"), x[:, k].reshape(3, 4, 4, 6).numpy()) for k, name in enumerate(names)}
+    fields = ns.from_xarray(xarray.Dataset(variables), names, trajectory="member")
+    model = make_operator().float()
+    expected = run(inputs=fields.tensor(), trajectory=np.arange(12) // 4, model=model)
+    pd.testing.assert_frame_equal(run(inputs=fields, model=model).effects, expected.effects)
+
+
+def test_one_kind_of_controls_needs_no_list() -> None:
+    pd.testing.assert_frame_equal(run(controls="random").controls, run(controls=("random",)).controls)
+
+
 def test_outputs_are_those_after_the_data_processor() -> None:
     x = make_inputs()
     normalizers = [
@@ -240,6 +263,8 @@ def test_outputs_are_those_after_the_data_processor() -> None:
         ({"doses": ()}, "at least one"),
         ({"doses": (1.0, 0.0)}, "without neutral=1.0"),
         ({"n_controls": 6}, "only 5 other concepts are on"),
+        ({"confidence": 95, "model": nn.Identity()}, "confidence is a share"),
+        ({"n_bootstrap": 0, "model": nn.Identity()}, "n_bootstrap is at least 2"),
         ({"outcomes": {"all": lambda y: y.sum()}}, "outcome 'all' gave ()"),
         ({"outcomes": {"y": lambda y: y}}, r"outcome 'y' gave \(6, 1, 4, 6\)"),
         ({"regions": {"nowhere": torch.zeros(4, 6)}}, "region 'nowhere' has no point"),

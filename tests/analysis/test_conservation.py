@@ -90,5 +90,11 @@ def test_bad_arguments() -> None:
         conservation({"run": states}, {"mass": lambda u: u}, BOX)
     with pytest.raises(ValueError, match=r"rollout 'run' has shape .*states are \(B, n_steps \+ 1, channels, \*grid\)"):
         conservation({"run": states[:, 0]}, {"mass": lambda u: u[:, 0]}, BOX)
+    for rollouts, quantities in (({}, {"mass": len}), ({"run": states}, {})):
+        with pytest.raises(ValueError, match="give a rollout and a quantity at least"):
+            conservation(rollouts, quantities, BOX)
+    for options in ({"confidence": 95}, {"n_bootstrap": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is "):
+            conservation({"run": states}, {"mass": lambda u: u[:, 0]}, BOX, **options)
     with pytest.raises(ValueError, match="reference='truth' is none of the rollouts: 'run'"):
         spectrum_drift({"run": states}, BOX, reference="truth")

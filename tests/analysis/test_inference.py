@@ -5,10 +5,12 @@ import scipy.stats
 from neuralop_sae.analysis.inference import (
     Bootstrap,
     Series,
+    check_draws,
     false_discovery,
     fewest_arrangements,
     interval,
     pooled_p_values,
+    stretch,
 )
 
 
@@ -100,3 +102,23 @@ def test_q_values_are_those_of_benjamini_and_hochberg():
     np.testing.assert_allclose(q[[0, 1, 3, 4]], [0.04, 0.16 / 3, 0.16 / 3, 0.5])
     assert np.isnan(q[2])
     assert np.isnan(false_discovery([np.nan])).all()
+
+
+def test_intervals_are_stretched_to_what_the_null_says():
+    rng = np.random.default_rng(0)
+    draws, null = 0.1 * rng.standard_normal((4000, 3)), 0.3 * rng.standard_normal((4000, 3))
+    null[:, 2] *= 0.1
+    factors = stretch(np.array([0.0, 0.5, 0.0]), draws, null)
+    np.testing.assert_allclose(factors, [3, 0.75 * 3, 1], rtol=0.05)
+    null[:100] = 0.9  # draws that are next to the fields as they are
+    np.testing.assert_allclose(stretch(np.zeros(3), draws, null)[:2], [3, 3], rtol=0.1)
+    assert stretch(np.array([np.nan]), np.zeros((5, 1)), np.zeros((5, 1))).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("confidence", "count", "match"),
+    [(95, 100, "confidence is a share .* 0.95; got 95"), (0.9, 0, "n_bootstrap is at least 2, got 0")],
+)
+def test_draws_that_make_no_interval_are_refused(confidence, count, match):
+    with pytest.raises(ValueError, match=match):
+        check_draws(confidence, n_bootstrap=count)

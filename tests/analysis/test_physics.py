@@ -137,12 +137,40 @@ def test_quantities_of_ones_own():
     _, _, flow = taylor_green()
     assert "test_circulation" in quantities
     close(compute_physics("test_circulation", flow, BOX), torch.zeros(1, dtype=torch.float64))
-    close(apply_physics(lambda u, enstrophy: u + enstrophy, flow, BOX), flow["u"] + compute_physics("enstrophy", flow, BOX))
+    close(
+        apply_physics("own", lambda u, enstrophy: u + enstrophy, flow, BOX),
+        flow["u"] + compute_physics("enstrophy", flow, BOX),
+    )
     with pytest.raises(ValueError, match="registered already"):
         register_physics("vorticity")(circulation)
 
 
+def test_arguments_with_a_default_keep_it_unless_a_field_has_their_name():
+    u, given = torch.rand(2, 8, 8), torch.rand(2, 8, 8)
+
+    def scaled(u, v=2.0, *, calculus=None, shift=1.0):
+        assert calculus is BOX
+        return (u * v + shift).numpy()
+
+    close(apply_physics("own", scaled, {"u": u}, BOX), 2 * u + 1)
+    close(apply_physics("own", scaled, {"u": u, "v": given}, BOX), u * given + 1)
+    with pytest.raises(ValueError, match=r"'own' does not follow from the fields \['u'\]: it takes 's'"):
+        apply_physics("own", lambda u, s: u, {"u": u}, BOX)
+
+
+def test_fields_on_several_grids_are_refused():
+    fields = {"u": torch.rand(2, 8, 8), "v": torch.rand(2, 16, 16)}
+    with pytest.raises(
+        ValueError, match=r"'kinetic_energy' is made of fields on several grids, \{'u': \(8, 8\), 'v': \(16, 16\)\}"
+    ):
+        compute_physics("kinetic_energy", fields, BOX)
+    with pytest.raises(ValueError, match="'vorticity' is made of fields on several grids"):
+        compute_physics("vorticity", fields, BOX)
+
+
 def test_what_does_not_follow_is_said():
+    with pytest.raises(ValueError, match=r"'vorticity' does not follow from the fields \['u'\]: it takes 'v'"):
+        compute_physics("vorticity", {"u": torch.zeros(1, 8, 8)}, BOX)
     with pytest.raises(ValueError, match="'okubo_weiss' does not follow from the fields .*it takes 'u'"):
         compute_physics("okubo_weiss", {"scalar": torch.zeros(1, 8, 8)}, BOX)
     with pytest.raises(ValueError, match="'helicity' is neither"):

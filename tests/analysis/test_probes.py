@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
+import xarray
 
 import neuralop_sae as ns
 from neuralop_sae.analysis.probes import probe
@@ -113,6 +114,18 @@ def test_vectors_and_quantities_by_name(channels):
     assert sorted(set(table.quantity)) == ["flow[0]", "flow[1]", "own"]
 
 
+def test_arrays_of_numpy_and_xarray_are_physics_and_fields(channels):
+    field = smooth(10, (8, 8), 0)
+    labelled = xarray.DataArray(field.numpy().astype(">f8"), dims=("time", "lat", "lon"))
+    options = {"n_bootstrap": 5, "n_permutations": 5}
+    expected = probe(channels(1, PLANE), field[:, None], {"f": field}, **options)
+    pd.testing.assert_frame_equal(probe(channels(1, PLANE), field[:, None].numpy(), {"f": field}, **options), expected)
+    for given in (labelled, field.numpy(), field.numpy()[::-1].copy()[::-1], field.tolist()):
+        pd.testing.assert_frame_equal(probe(channels(1, PLANE), field[:, None], {"f": given}, **options), expected)
+        own = probe(channels(1, PLANE), field[:, None], {"f": lambda g: g.numpy()}, fields={"g": given}, **options)
+        pd.testing.assert_frame_equal(own, expected)
+
+
 def test_a_planted_concept_is_found_with_its_lag(channels):
     """The field follows the concept by 2 steps; both change slowly, in twelve trajectories of ten steps."""
     n_series, n_steps = 12, 10
@@ -153,6 +166,28 @@ def test_lags_of_dates_are_in_a_unit_that_people_read(channels, step, unit, lag)
     assert table.loc[table.correlation.idxmax(), "lag"] == lag
     with pytest.raises(ValueError, match=f"no two samples have a partner at .*; lags are in {unit}, and"):
         probe(channels(1, PLANE), x, f, time=dates, lags=(0.5 * lag,))
+
+
+def test_labels_of_activations_are_the_default(channels, held):
+    x, f = torch.relu(smooth(40, (8, 8), 0))[:, None], {"f": smooth(40, (8, 8), 1)}
+    labels = {"trajectory": np.repeat(np.arange(10), 4), "time": np.tile(np.arange(4), 10)}
+    options = {"lags": (0, 1), "n_bootstrap": 20, "n_permutations": 20}
+
+    def of(acts, **given):
+        return probe(channels(1, PLANE), acts, f, **options, **given)
+
+    own = of(held(x, **labels))
+    pd.testing.assert_frame_equal(own, of(x, **labels))
+    assert own.n_samples.tolist() == [40, 30]
+    other = {"trajectory": np.zeros(40), "time": np.arange(40)}
+    pd.testing.assert_frame_equal(of(held(x, **labels), **other), of(x, **other))
+    options["lags"] = (0, 6)
+    dates = pd.date_range("2020", periods=40, freq="6h").to_numpy()
+    pd.testing.assert_frame_equal(of(held(x, dates)), of(x, time=dates))
+    options["lags"] = (0, 1)
+    _, test = held(x, **labels).train_test([0, 1, 2])
+    part = probe(channels(1, PLANE), test, {"f": f["f"][:12]}, **options)
+    assert part.n_samples.tolist() == [12, 9]
 
 
 def test_what_all_samples_share_is_chance(channels):
@@ -227,6 +262,29 @@ def test_few_samples_are_moved_in_space(channels):
         assert row(table, 0, "f").low > 0.4
 
 
+@pytest.mark.parametrize(
+    ("n", "options"),
+    [
+        ((5, 1), {}),
+        ((5, 1), {"tiles": (1, 1)}),
+        ((2, 1), {}),
+        ((4, 6), {"trajectory": np.repeat(np.arange(4), 6)}),
+        ((1, 24), {"time": np.arange(24), "block": 8}),
+    ],
+)
+def test_intervals_from_few_blocks_cover(channels, n, options):
+    """100 codes without any link, in fields or series that change slowly: tiles of a field depend on each other, and do not
+    count as independent. By the bootstrap alone 63 to 88 % of the intervals hold zero."""
+    n_series, n_steps = n
+    held = []
+    for seed in range(4):
+        noise = smooth(n_series * (n_steps + 2) * 101, (16, 16), seed).view(n_series, n_steps + 2, 101, 16, 16)
+        slow = sum(noise[:, k : n_steps + k] for k in range(3 if n_steps > 1 else 1)).flatten(0, 1)
+        table = probe(channels(100, PLANE), slow[:, 1:], {"f": slow[:, 0]}, n_permutations=100, **options)
+        held.append((table.low * table.high < 0).mean())
+    assert np.mean(held) > 0.88
+
+
 def test_draws_depend_on_the_seed_alone(channels):
     x, field = smooth(30, (8, 8), 0).view(10, 3, 8, 8), smooth(10, (8, 8), 1)
     tables = [probe(channels(3, PLANE), x, {"f": field}, seed=seed, batch_size=b) for seed, b in ((0, 3), (0, 10), (1, 10))]
@@ -260,12 +318,15 @@ def test_a_model_of_the_package_can_be_probed():
         ),
         ({"physics": {"f": torch.zeros(10, dtype=torch.cfloat)}}, ValueError, "'f' is complex"),
         ({"time": np.full(10, "NaT", "datetime64[s]")}, ValueError, "some are missing"),
+        ({"physics": {"f": np.full(10, "a")}}, TypeError, "'f' is a tensor or an array of numbers; got ndarray of <U1"),
         ({"physics": "vorticity"}, TypeError, "list of names"),
         ({"physics": ["vorticity"]}, ValueError, "does not follow"),
         ({"lags": (1,)}, ValueError, "pass trajectory= or time="),
         ({"lags": ()}, ValueError, "lags"),
         ({"null": "shuffle"}, ValueError, "'exchange' or 'translate'"),
         ({"quantile": 90}, ValueError, "quantile is a share"),
+        ({"confidence": 95}, ValueError, "confidence is a share"),
+        ({"n_permutations": 0}, ValueError, "n_permutations is at least 2"),
         ({"block": 0}, ValueError, "block is at least 1"),
         ({"tiles": (2,)}, ValueError, "tiles"),
         ({"trajectory": [0, 1]}, ValueError, "trajectory has one entry"),

@@ -72,3 +72,5 @@ def test_what_is_refused(channels):
         recruitment(channels(6, PLANE), {1: using(0)}, min_frequency=0.0)
     with pytest.raises(ValueError, match="the same values"):
         recruitment({1: channels(6, PLANE)}, {2: using(0)})
+    with pytest.raises(TypeError, match="mapping from values of a parameter to activations, .* got Tensor"):
+        recruitment(channels(6, PLANE), using(0))

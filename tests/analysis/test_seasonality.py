@@ -1,6 +1,7 @@
 from datetime import timedelta
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -58,7 +59,25 @@ def test_p_values_without_a_season(channels):
         assert table.share.mean() == pytest.approx(table.chance.mean(), rel=0.1)
 
 
+def test_labels_of_activations_are_the_default(channels, held):
+    time, trajectory = np.tile(np.arange(24.0), 3), np.repeat([0, 1, 2], 24)
+    acts = with_norms(torch.from_numpy(2 + np.cos(2 * np.pi * time / 12) + np.random.default_rng(0).normal(size=72))[:, None])
+    options = {"period": 12.0, "n_bootstrap": 20, "n_permutations": 20}
+    expected = seasonality(channels(1, LINE), acts, time, trajectory=trajectory, **options)
+    found = seasonality(channels(1, LINE), held(acts, time, trajectory), None, **options)
+    pd.testing.assert_frame_equal(found, expected)
+    dates = np.datetime64("2020-01-01") + np.arange(72)
+    options["period"] = "12D"
+    expected = seasonality(channels(1, LINE), acts, dates, **options)
+    pd.testing.assert_frame_equal(seasonality(channels(1, LINE), held(acts, dates), None, **options), expected)
+
+
 def test_what_is_refused(channels):
+    with pytest.raises(ValueError, match="seasonality needs the time of each sample: pass time="):
+        seasonality(channels(1, LINE), torch.rand(10, 1, 8), None, period=2)
+    for option in ({"confidence": 95}, {"n_bootstrap": 0}, {"n_permutations": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} is "):
+            seasonality(channels(1, LINE), torch.rand(10, 1, 8), np.arange(10), period=2, **option)
     with pytest.raises(ValueError, match="one block"):
         seasonality(channels(1, LINE), torch.rand(10, 1, 8), np.arange(10), period=12)
     with pytest.raises(ValueError, match="period is above 0"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import xarray
 from torch import Tensor
 
 import neuralop_sae as ns
@@ -107,7 +109,23 @@ def test_bad_scales_and_regions() -> None:
         steer(1, torch.ones(2))
     for region in (torch.ones(4, dtype=torch.long), [1.0]):
         with pytest.raises(TypeError, match="bool mask or a float"):
-            steer(1, 2.0, region)  # type: ignore[arg-type]
+            steer(1, 2.0, region)
+    with pytest.raises(TypeError, match="scale is a tensor or an array of numbers; got str"):
+        steer(1, "a")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="value is a tensor or an array of numbers; got str"):
+        add(1, "a")
+
+
+def test_arrays_of_numpy_and_xarray_are_regions_and_maps() -> None:
+    codes, mask = random_codes(4, 4), left_half(4, 4)
+    number = torch.rand(4, 4, dtype=torch.float64)
+    for given in (mask.numpy(), xarray.DataArray(mask.numpy())):
+        for make in (lambda region: steer(1, 2.0, region), lambda region: clamp(1, 0.5, region=region)):
+            assert torch.equal(make(given)(codes).values, make(mask)(codes).values)
+        assert torch.equal(restrict(1, given)(codes).values, restrict(1, mask)(codes).values)
+    for array in (number.numpy(), xarray.DataArray(number.numpy())):
+        assert torch.equal(add(1, array)(codes).values, add(1, number)(codes).values)
+    assert torch.equal(steer(1, np.float32(2))(codes).values, steer(1, 2.0)(codes).values)
 
 
 def test_a_region_of_its_own_for_each_sample() -> None:

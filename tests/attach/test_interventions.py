@@ -356,6 +356,8 @@ def test_bad_arguments() -> None:
         splice(model, "lifting", nn.Linear(2, 2))
     with pytest.raises(TypeError, match="an edit is a function"):
         splice(model, "lifting", sae, [3])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="an edit is a function codes -> codes; got int"):
+        splice(model, "lifting", sae, 3)  # type: ignore[arg-type]
     with (
         pytest.raises(TypeError, match="must return Codes; got NoneType"),
         splice(model, "lifting", sae, [nothing]),
