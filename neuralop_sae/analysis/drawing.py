@@ -32,8 +32,11 @@ class ColorScale:
 
     @classmethod
     def of(cls, *fields: Tensor) -> ColorScale:
-        """The scale that holds all `fields`: diverging and centred at zero if both signs matter."""
-        low, high = (float(f([float(f2(x)) for x in fields])) for f, f2 in ((min, torch.amin), (max, torch.amax)))
+        """The scale that holds all finite values of `fields`: diverging and centred at zero if both signs matter."""
+        finite = [values for field in fields if len(values := _finite(field))]
+        if not finite:
+            return cls("viridis", 0.0, 1.0)
+        low, high = min(float(values.min()) for values in finite), max(float(values.max()) for values in finite)
         # GELU dips to -0.17: a few small negative values must not cost a positive field half of its colours.
         if min(-low, high) > 0.1 * max(-low, high):
             return cls("RdBu_r", -max(-low, high), max(-low, high))
@@ -70,6 +73,10 @@ def plane(values: Tensor) -> Tensor:
     if values.ndim == 0:
         return values.view(1, 1)
     return values[len(values) // 2] if values.ndim == 3 else values
+
+
+def _finite(values: Tensor) -> Tensor:
+    return values[values.isfinite()]
 
 
 def draw_field(
@@ -150,10 +157,9 @@ def colatitudes_of(basis: SpectralBasis | None, shape: Sequence[int]) -> Tensor 
 
 def _draw_line(axes: Axes, shown: Tensor, scale: ColorScale, background: Tensor | None) -> None:
     at = [i / len(shown) for i in range(len(shown))]
-    if background is not None:
-        over = plane(background).double()
-        spread = (over.max() - over.min()).clamp_min(1e-12)
-        over = scale.low + (over - over.min()) / spread * (scale.high - scale.low)
+    if background is not None and len(finite := _finite(over := plane(background).double())):
+        spread = (finite.max() - finite.min()).clamp_min(1e-12)
+        over = scale.low + (over - finite.min()) / spread * (scale.high - scale.low)
         axes.plot([i / len(over) for i in range(len(over))], over.numpy(), color=GREY, linewidth=0.8)
     axes.plot(at, shown.numpy(), color=PALETTE[0], linewidth=1.3)
     margin = 0.05 * (scale.high - scale.low)
@@ -162,12 +168,12 @@ def _draw_line(axes: Axes, shown: Tensor, scale: ColorScale, background: Tensor 
 
 def contour_levels(field: Tensor, area: Tensor | None = None) -> list[float]:
     """Contour levels: between the values of a piecewise constant field, else the quartiles of its values over the domain, to
-    which each point adds its `area` (by default all the same)."""
-    flat = field.double().flatten()
+    which each point adds its `area` (by default all the same). Values that are not finite do not count."""
+    flat = _finite(field.double())
     values = flat.unique()  # type: ignore[no-untyped-call]
     if len(values) <= 4:
         return [float(level) for level in (values[1:] + values[:-1]) / 2]
-    weights = torch.ones_like(flat) if area is None else area.to(flat).flatten()
+    weights = torch.ones_like(flat) if area is None else area.to(flat)[field.isfinite()]
     order = flat.argsort()
     # Each value stands in the middle of its own share of the area.
     share = weights[order].cumsum(0) - weights[order] / 2

@@ -39,8 +39,8 @@ def pixels(field: Tensor, colatitudes: Tensor, n_rows: int = 160) -> Tensor:
 
 def contour_grid(field: Tensor, colatitudes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x, y and value at the points of a field ``(nlat, nlon)`` and where it closes, ``(nlat + 2, nlon + 1)`` each: at the
-    poles stands the mean of the nearest row, at the right rim the first meridian again."""
-    north, south = (row.mean().expand(1, field.shape[1]) for row in (field[0], field[-1]))
+    poles stands the mean of the finite values of the nearest row, at the right rim the first meridian again."""
+    north, south = (row[row.isfinite()].mean().expand(1, field.shape[1]) for row in (field[0], field[-1]))
     values = torch.cat([north, field, south])
     values = torch.cat([values, values[:, :1]], 1)
     latitude = torch.pi / 2 - torch.nn.functional.pad(colatitudes, (1, 0))

@@ -25,7 +25,7 @@ def side_within(n_pictures: int, budget: int) -> int:
 
 def png(values: Tensor, scale: ColorScale, basis: SpectralBasis | None, side: int) -> str:
     """A field ``(*grid)`` of two or three dimensions as a data URI: one pixel per point, or the mean over several where the
-    grid is finer than `side`; on a sphere a map of the globe with what is off it transparent."""
+    grid is finer than `side`; on a sphere a map of the globe. What is off the globe or not finite is transparent."""
     import matplotlib
     from PIL import Image
 
@@ -37,7 +37,7 @@ def png(values: Tensor, scale: ColorScale, basis: SpectralBasis | None, side: in
         rows, columns = (max(1, n * side // max(shown.shape)) for n in shown.shape)
         shown = torch.nn.functional.adaptive_avg_pool2d(shown[None], (rows, columns))[0]
     share = (shown - scale.low) / (scale.high - scale.low)
-    index = (share * (_COLORS - 1)).round().clamp(0, _COLORS - 1).nan_to_num(_COLORS).to(torch.uint8)
+    index = (share * (_COLORS - 1)).round().clamp(0, _COLORS - 1).where(shown.isfinite(), _COLORS).to(torch.uint8)
     image = Image.fromarray(index.numpy(), mode="L")
     palette = matplotlib.colormaps[scale.cmap].resampled(_COLORS)(range(_COLORS), bytes=True)[:, :3]
     image.putpalette(palette.tobytes() + bytes(3))

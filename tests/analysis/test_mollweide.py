@@ -126,3 +126,11 @@ def test_parallels_of_the_graticule_are_at_their_heights() -> None:
     mollweide.draw_graticule(axes, "black")
     drawn = [float(line.vertices[0, 1]) for line in axes.collections[0].get_paths()]
     assert drawn == pytest.approx([Y * height(math.radians(degrees)) for degrees in (-60, -30, 0, 30, 60)], abs=1e-3)
+
+
+def test_at_a_pole_stands_the_mean_of_the_finite_values_nearest_to_it() -> None:
+    colatitudes = SphericalBasis((4, 8)).colatitudes(3)
+    field = torch.tensor([[1.0, torch.nan, 3.0], [0.0, 0.0, 0.0], [torch.nan, torch.nan, torch.nan]])
+    *_, values = mollweide.contour_grid(field, colatitudes)
+    assert values[0].tolist() == [2.0] * 4
+    assert values[-1].isnan().all()
