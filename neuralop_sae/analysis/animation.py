@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checkpoint import write_atomically
 from ..layers.basis import SpectralBasis
-from .drawing import INK, ColorScale, aspect_of, color_bar, draw_field, pixels_of, plane, slice_note, subplots
+from .drawing import INK, ColorScale, aspect_of, color_bar, draw_field, pixels_of, plane, set_title, slice_note, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,7 +135,7 @@ def _panels(
     figure, axes = subplots(1, len(panels), 2.9, 2.7, aspect_of(reference.shape[1:], basis))
     for ax, (title, values, scale) in zip(axes[0], panels, strict=True):
         image = draw_field(ax, values[0], scale, basis)
-        ax.set_title(title + slice_note(n_dim))
+        set_title(ax, title, slice_note(n_dim))
         color_bar(figure, image, ax, label)
     clock = figure.suptitle(time(0), fontsize=9, color=INK)
     figure.draw_without_rendering()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,9 @@ def _draw_line(axes: Axes, shown: Tensor, scale: ColorScale, background: Tensor 
     axes.plot(at, shown.numpy(), color=PALETTE[0], linewidth=1.3)
     margin = 0.05 * (scale.high - scale.low)
     axes.set(xlim=(0, 1), ylim=(scale.low - margin, scale.high + margin), xticks=[0, 0.5, 1])
+    place = axes.get_subplotspec()
+    if place is not None and place.is_last_row():
+        axes.set_xlabel("position / length")
 
 
 def contour_levels(field: Tensor, area: Tensor | None = None) -> list[float]:
@@ -197,7 +201,7 @@ def subplots(n_rows: int, n_columns: int, width: float = 2.0, height: float = 2.
     axes = figure.subplots(n_rows, n_columns, squeeze=False)
     for ax in axes.flat:
         ax.tick_params(which="both", colors=INK, labelsize=8)
-        ax.title.set(fontsize=9, color=INK)
+        ax.title.set_color(INK)
         for label in (ax.xaxis.label, ax.yaxis.label):
             label.set(fontsize=9, color=INK)
         for side, spine in ax.spines.items():
@@ -206,8 +210,10 @@ def subplots(n_rows: int, n_columns: int, width: float = 2.0, height: float = 2.
 
 
 def color_bar(figure: Figure, image: Any, axes: Any, label: str) -> Any:
-    """A colour bar for an image beside one or several axes; nothing for a line plot, which has no image."""
+    """A colour bar for an image beside one or several axes; lines, which have no image, get the label at the first y axis."""
     if image is None:
+        first = np.atleast_1d(axes).flat[0]
+        first.set_ylabel("\n".join(filter(None, (first.get_ylabel(), label))))
         return None
     bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02)
     bar.set_label(label, fontsize=8, color=INK)
@@ -217,5 +223,20 @@ def color_bar(figure: Figure, image: Any, axes: Any, label: str) -> Any:
 
 
 def slice_note(ndim: int) -> str:
-    """What a title must say about fields of `ndim` dimensions."""
-    return ", middle slice of the first axis" if ndim == 3 else ""
+    """What a title must say about fields of `ndim` dimensions, on a line of its own."""
+    return "\nmiddle slice of the first axis" if ndim == 3 else ""
+
+
+def set_title(axes: Axes, title: str, note: str = "") -> None:
+    """Set a title, in lines that fit into the column of the figure in which `axes` stand, with a note as it is."""
+    figure, place = axes.get_figure(root=True), axes.get_subplotspec()
+    assert figure is not None
+    assert place is not None
+    axes.set_title(title, fontsize=9)
+    # Ticks or a colour bar stand on one side only, and titles above the middle of the axes.
+    room = (figure.get_figwidth() / place.get_gridspec().ncols - 0.75) * figure.dpi
+    lines, width = title.splitlines(), axes.title.get_window_extent().width
+    if width > room:
+        letters = int(max(map(len, lines)) * room / width)
+        lines = [textwrap.fill(line, letters, break_on_hyphens=False) for line in lines]
+    axes.title.set_text("\n".join(lines) + note)

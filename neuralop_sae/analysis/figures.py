@@ -32,6 +32,7 @@ from .drawing import (
     draw_field,
     draw_image,
     plane,
+    set_title,
     slice_note,
     subplots,
 )
@@ -111,7 +112,7 @@ def fields_figure(
         group = next((g for g in shared if title in g), (title,))
         scale = ColorScale.of(*(shown[name][0] for name in group))
         image = draw_field(ax, values, scale, basis)
-        ax.set_title(title + note + slice_note(n_dim))
+        set_title(ax, title, note + slice_note(n_dim))
         color_bar(figure, image, ax, "")
     return figure
 
@@ -154,9 +155,10 @@ def code_maps_figure(
             over = None if background is None else _first_channel(background[sample], n_dim)
             image = draw_field(ax, values if values is not None else torch.zeros(codes.grid), scale, codes.basis, over)
             if values is None:
-                ax.text(0.5, 0.5, "off", color="white", ha="center", va="center", transform=ax.transAxes)
+                color = INK if n_dim == 1 else scale.contour_color
+                ax.text(0.5, 0.5, "off", color=color, ha="center", va="center", transform=ax.transAxes)
             if ax in axes[0]:
-                ax.set_title(f"sample {name}")
+                set_title(ax, f"sample {name}")
         row[0].set_ylabel(f"concept {concept}")
         color_bar(figure, image, list(row), "code")
     if n_dim == 3:
@@ -167,8 +169,8 @@ def code_maps_figure(
 def atoms_figure(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[int]) -> Figure:
     """What each concept writes for a unit impulse at the centre of the grid.
 
-    Drawn is the leading component of the atom over channels, relative to its own extreme value; the title has
-    the share of the atom's energy that it holds. Where concepts have a pointwise part, which copies the impulse
+    Drawn is the leading component of the atom over channels, relative to its own extreme value; the title says
+    how much of the atom's energy it holds. Where concepts have a pointwise part, which copies the impulse
     and hides the rest, a second row shows the atom without it.
     """
     indices = [int(c) for c in concepts]
@@ -177,19 +179,20 @@ def atoms_figure(sae: SAE, concepts: Sequence[int] | Tensor, shape: Sequence[int
         parts["without the\npointwise part"] = {"pointwise": False}
     n_columns = min(6, len(indices))
     n_rows = -(-len(indices) // n_columns)
-    figure, axes = subplots(n_rows * len(parts), n_columns, 1.7, 1.8, aspect_of(shape, sae.basis))
+    figure, axes = subplots(n_rows * len(parts), n_columns, 1.7, 2.0, aspect_of(shape, sae.basis))
     for ax in axes.flat:
         ax.set_visible(False)
     for number, (label, part) in enumerate(parts.items()):
         maps, shares = leading_components(sae, concepts, shape, **part)
         rows = axes[number :: len(parts)]
-        rows[0, 0].set_ylabel(label)
+        for ax in rows[:, 0]:
+            ax.set_ylabel(label)
         for ax, concept, values, share in zip(rows.flat, indices, maps, shares, strict=False):
             ax.set_visible(True)
             relative = values / values.abs().max().clamp_min(1e-12)
             image = draw_field(ax, relative, ColorScale("RdBu_r", -1.0, 1.0), sae.basis)
-            ax.set_title(f"{concept}  ({share:.0%})")
-    color_bar(figure, image, axes, "relative to the\natom's extreme value" + slice_note(len(shape)))
+            set_title(ax, f"concept {concept}", f"\n{100 * share:.0f} % of its energy")
+    color_bar(figure, image, axes, "relative to its\nextreme value" + slice_note(len(shape)))
     return figure
 
 
@@ -225,7 +228,7 @@ def reconstruction_figure(
         color_bar(figure, image, list(row[:2]), "")
         color_bar(figure, error, row[2], "")
     for ax, title in zip(axes[0], ("original", "reconstruction", "reconstruction \u2212 original"), strict=True):
-        ax.set_title(title + slice_note(original.ndim - 1))
+        set_title(ax, title, slice_note(original.ndim - 1))
     return figure
 
 
@@ -250,10 +253,12 @@ def resolution_figure(codes_low: ConceptCodes, codes_high: ConceptCodes, concept
         row[0].set_ylabel(f"concept {concept}")
         row[2].plot([scale.low, scale.high], [scale.low, scale.high], color=GREY, linewidth=0.8)
         row[2].plot(low.flatten().numpy(), common.flatten().numpy(), ".", markersize=2.5, color=PALETTE[0], rasterized=True)
-        row[2].set_title(f"r = {pearson(low, common, basis.quadrature(codes_low.grid, like=low)):.3f}")
+        on = not any(code is None for code in pair)
+        r = pearson(low, common, basis.quadrature(codes_low.grid, like=low))
+        set_title(row[2], f"r = {r:.3f}" if on else "off")
         row[2].set(ylabel="fine grid")
     for ax, codes in zip(axes[0], (codes_low, codes_high), strict=False):
-        ax.set_title(" \u00d7 ".join(map(str, codes.grid)) + slice_note(n_dim))
+        set_title(ax, " \u00d7 ".join(map(str, codes.grid)), slice_note(n_dim))
     axes[-1, 2].set_xlabel("coarse grid")
     return figure
 
@@ -284,7 +289,7 @@ def dominance_figure(
         draw_image(ax, torch.atleast_2d(classes), basis, cmap=colors, vmin=-1.5, vmax=len(named) + 0.5)
         if background is not None and n_dim > 1:
             draw_contours(ax, _first_channel(background[sample], n_dim), "black", basis)
-        ax.set_title(f"sample {name}" + slice_note(n_dim))
+        set_title(ax, f"sample {name}", slice_note(n_dim))
     entries = [(color, f"concept {c}") for color, c in zip(PALETTE, named, strict=False)]
     handles = [Patch(facecolor=color, label=label) for color, label in [*entries, (GREY, "any other")]]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False, labelcolor=INK)

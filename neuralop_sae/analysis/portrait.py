@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..models.base import SAE
 from .curves import draw_spectrum
-from .drawing import ColorScale, aspect_of, color_bar, draw_field, slice_note, subplots
+from .drawing import ColorScale, aspect_of, color_bar, draw_field, set_title, slice_note, subplots
 from .summaries import code_of, codes_of_samples, leading_components, summarize
 
 if TYPE_CHECKING:
@@ -53,13 +53,14 @@ def concept_figure(
     atom, share = leading_components(sae, [concept], acts.shape[2:])
     peak = float(atom.abs().max()) or 1.0
     image = draw_field(axes[0, 0], atom[0], ColorScale("RdBu_r", -peak, peak), sae.basis)
-    axes[0, 0].set_title(f"atom of concept {concept}\n({float(share[0]):.0%} of its energy)")
+    note = slice_note(codes.basis.n_dim)
+    set_title(axes[0, 0], f"atom of concept {concept}", f"\n{100 * float(share[0]):.0f} % of its energy{note}")
     color_bar(figure, image, axes[0, 0], "normalised activation")
     draw_spectrum(axes[0, 1], sae, concept)
-    axes[0, 1].set_title("spectrum")
+    set_title(axes[0, 1], "spectrum")
     scale = ColorScale.of(*found)
     for ax, sample, code in zip(axes[0, 2:], samples, found, strict=True):
         image = draw_field(ax, code, scale, codes.basis, None if inputs is None else inputs[sample, 0])
-        ax.set_title(f"sample {sample}" + slice_note(code.ndim))
+        set_title(ax, f"sample {sample}", note)
     color_bar(figure, image, list(axes[0, 2:]), "code")
     return figure

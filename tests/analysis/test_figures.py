@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from neuralop_sae.analysis import figures, mollweide, summaries
-from neuralop_sae.analysis.drawing import ColorScale, area_of, contour_levels, plane
+from neuralop_sae.analysis.drawing import INK, ColorScale, area_of, contour_levels, plane
 from neuralop_sae.codes import ConceptCodes
 from neuralop_sae.layers.concept_rules import TopK
 from neuralop_sae.layers.domain_rules import Rectify
@@ -139,6 +140,27 @@ def test_reconstruction_shares_scales(fields: Tensor) -> None:
     assert sum(limits[2]) == 0
 
 
+@pytest.mark.parametrize(
+    ("grid", "values", "color"),
+    [((8,), torch.ones(8), INK), ((4, 4), torch.ones(4, 4), "white"), ((4, 4), torch.linspace(-1, 1, 16), "black")],
+)
+def test_a_concept_that_is_off_is_said_to_be_in_a_color_that_is_seen(
+    grid: tuple[int, ...], values: Tensor, color: str
+) -> None:
+    basis = FourierBasis((3,) * len(grid))
+    codes = ConceptCodes(torch.tensor([0]), torch.tensor([0]), values.view(1, *grid), 2, 1, basis)
+    (said,) = [text for ax in figures.code_maps_figure(codes, [0], [0, 1]).axes for text in ax.texts]
+    assert (said.get_text(), said.get_color()) == ("off", color)
+    assert [ax.get_title() for ax in figures.resolution_figure(codes, codes, [0], 1).axes[2:3]] == ["off"]
+
+
+def test_atoms_say_which_part_and_how_much_of_the_energy(sae: SAEFNO) -> None:
+    axes = np.array([ax for ax in figures.atoms_figure(sae, range(8), (8, 8)).axes[:24]]).reshape(4, 6)
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["atom", "without the\npointwise part"] * 2
+    share = summaries.leading_components(sae, [7], (8, 8))[1]
+    assert axes[2, 1].get_title() == f"concept 7\n{100 * float(share):.0f} % of its energy"
+
+
 def test_dominance_is_the_argmax_of_written_strength(sae: SAEFNO, codes: ConceptCodes) -> None:
     strength = codes.to_dense()[0] * sae.kernel_norms().detach().view(-1, 1, 1)
     named = strength.flatten(1).sum(1).argsort(descending=True)[:2].tolist()
@@ -186,6 +208,16 @@ def test_other_dimensions(n_dim: int) -> None:
     code = codes.of(concept)[0]
     shown = ax.lines[-1].get_ydata() if n_dim == 1 else drawn(ax)
     np.testing.assert_allclose(shown, (code if n_dim == 1 else code[4]).numpy(), rtol=1e-6)
+    for figure in (
+        figures.reconstruction_figure(x, x),
+        figures.dominance_figure(codes, sae, [concept], [0, 1], x),
+        figures.concept_figure(sae, x, concept, inputs=x),
+        figures.resolution_figure(codes, codes, [concept]),
+        figures.atoms_figure(sae, [0, 1], shape),
+    ):
+        figure.draw_without_rendering()
+        boxes = [box for ax in figure.axes if ax.get_title() and (box := ax.title.get_window_extent())]
+        assert not any(a.overlaps(b) for a, b in combinations(boxes, 2)), "titles overlap"
     titles = [t.get_text() for t in [figures.reconstruction_figure(x, x).axes[0].title]]
     assert ("middle slice of the first axis" in titles[0]) == (n_dim == 3)
     for figure in (
