@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from ..layers.basis import SpectralBasis
 from ..metrics import energy_quantile_count
 from ..models.base import SAE
 from .conservation import shell_energy
-from .drawing import GREY, INK, PALETTE, color_bar, subplots
+from .drawing import GREY, INK, PALETTE, color_bar, set_title, subplots
 from .summaries import AtomSpectra, atom_spectra
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ def energy_figure(fields: Mapping[str, Tensor], basis: SpectralBasis) -> Figure:
             raise ValueError(f"field {name!r} is constant: it has no energy but that of its mean")
         ax.plot(range(1, len(waves) + 1), (waves / waves.sum()).numpy(), color=color, marker="o", markersize=3, label=name)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(title="energy, mean left out", xlabel=basis.wavenumber_label, ylabel="share of the energy", ylim=(0, None))
+    ax.set(xlabel=basis.wavenumber_label, ylabel="share of the energy", ylim=(0, None))
+    set_title(ax, "energy, mean left out")
     figure.legend(loc="outside right upper", fontsize=7, frameon=False, labelcolor=INK)
     return figure
 
@@ -148,29 +150,38 @@ def usage_figure(frequency: Tensor, share: Tensor) -> Figure:
     share : Tensor
         ``(n_concepts,)``: share of the decoded energy.
     """
-    figure, axes = subplots(1, 2, 3.6, 2.5)
-    rank = range(1, len(frequency) + 1)
-    ordered, dead = frequency.sort(descending=True).values, int((frequency == 0).sum())
-    axes[0, 0].fill_between(rank, ordered.numpy(), step="mid", color=PALETTE[0], alpha=0.85, linewidth=0)
-    axes[0, 0].set(xlabel="concept, most frequent first", ylabel="fraction of samples it is on in", ylim=(0, 1.02))
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = subplots(1, 2, 2.9, 2.5)
+    often, spread = axes[0]
+    n, dead = len(frequency), int((frequency == 0).sum())
+    edges = np.arange(n + 1) + 0.5
+    ordered = frequency.sort(descending=True).values
+    often.stairs(ordered.numpy(), edges, fill=True, color=PALETTE[0], alpha=0.85, linewidth=0)
+    often.set(xlabel="concept, most frequent first", ylabel="fraction of samples it is on in")
     if dead:
-        alive = len(frequency) - dead
-        axes[0, 0].axvspan(alive + 0.5, len(frequency) + 0.5, facecolor=GREY, alpha=0.25, hatch="///", edgecolor=GREY)
-        axes[0, 0].text(alive + 0.5 + dead / 2, 0.5, f"{dead} dead", ha="center", rotation=90, fontsize=9, color=INK)
-    cumulative = share.double().sort(descending=True).values.cumsum(0)
-    axes[0, 1].plot(rank, cumulative.numpy(), color=PALETTE[0], linewidth=1.8)
+        often.axvspan(edges[n - dead], edges[n], facecolor=GREY, alpha=0.25, hatch="///", edgecolor=GREY)
+        often.set_xlabel(f"{often.get_xlabel()}\n(hatched: {dead} dead)")
+    cumulative = [0.0, *share.double().sort(descending=True).values.cumsum(0).tolist()]
+    spread.plot(range(n + 1), cumulative, color=PALETTE[0], linewidth=1.8)
     if cumulative[-1] > 0:
         c90 = energy_quantile_count(share)
-        axes[0, 1].plot([c90, c90, 1], [0, 0.9, 0.9], color=PALETTE[5], linestyle="--", linewidth=1)
-        axes[0, 1].annotate(
-            f"{c90} concepts\ncarry 90 %",
-            (c90, 0.45),
-            (6, 0),
+        spread.plot([c90, c90, 0], [0, 0.9, 0.9], color=PALETTE[5], linestyle="--", linewidth=1)
+        said, side = "1 concept\ncarries 90 %" if c90 == 1 else f"{c90} concepts\ncarry 90 %", 1 if c90 <= n / 2 else -1
+        spread.annotate(
+            said,
+            (c90, 0.13),
+            (6 * side, 0),
             textcoords="offset points",
+            va="center",
+            ha="left" if side > 0 else "right",
             fontsize=8,
             color=INK,
         )
-    axes[0, 1].set(xlabel="number of concepts, strongest first", ylabel="cumulative share of energy", ylim=(0, 1.02))
+    spread.set(xlabel="number of concepts, strongest first", ylabel="cumulative share of energy")
+    for ax in axes[0]:
+        ax.set_ylim(0, 1.02)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 
@@ -200,11 +211,13 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
         rows, values = zip(*numbers[key], strict=True)
         at = [numbers[clock][i][1] for i in rows] if clock else rows
         ax.plot(at, values, color=PALETTE[0], linewidth=1.5, marker="o" if len(values) < 3 else None)
-        ax.set(title=_HISTORY_LABELS.get(key, key), xlabel=clock or "logged row")
+        ax.set_xlabel(clock or "logged row")
         # A key is plain text: a dollar sign in it must not start a formula.
         ax.title.set_parse_math(False)
+        set_title(ax, _HISTORY_LABELS.get(key, key))
         if key == "fve":
-            ax.set_ylim(max(min(values), -0.1), 1.02)
+            # A few steps far below zero are cut, but not the whole curve.
+            ax.set_ylim(max(min(values), -0.1) if max(values) > -0.1 else 1.05 * min(values), 1.02)
         elif "loss" in key and max(values) > min(values) > 0:
             ax.set_yscale("log")
         elif max(values) - min(values) <= 1e-3 * abs(max(values)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,15 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from .drawing import GREY, INK, PALETTE, color_bar, subplots
+from .drawing import GREY, INK, PALETTE, color_bar, set_title, subplots
 from .evidence import LEVEL, name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+#: Dark on the white around it on every page: what is drawn in INK takes the colour of the page's text.
+_CROSS = "#111111"
 
 
 def probes_figure(probes: pd.DataFrame, concepts: Sequence[int] | None = None, n: int = 20) -> Figure:
@@ -34,7 +38,6 @@ def probes_figure(probes: pd.DataFrame, concepts: Sequence[int] | None = None, n
     if own.empty:
         raise ValueError("no correlation to draw: the table has none for these concepts, or all are NaN")
     figure, axes = subplots(1, 1)
-    figure.set_size_inches(5.4, 0.24 * len(own) + 0.9)
     ax = axes[0, 0]
     height = np.arange(len(own))[::-1]
     finding = (own.q_value <= LEVEL).to_numpy()
@@ -43,10 +46,9 @@ def probes_figure(probes: pd.DataFrame, concepts: Sequence[int] | None = None, n
     for chosen, face in ((finding, PALETTE[0]), (~finding, "white")):
         ax.plot(own.correlation[chosen], height[chosen], "o", color=PALETTE[0], markerfacecolor=face, markersize=5)
     names = [f"{row['concept']}: {name_of(row)}" for row in own.to_dict("records")]
-    ax.set_yticks(height, names)
-    for label in ax.get_yticklabels():
-        label.set_parse_math(False)
     ax.set(xlim=(-1.02, 1.02), xlabel="correlation of code and quantity, with its interval", ylabel="concept: quantity")
+    ax.set_ylim(-0.6, len(own) - 0.4)
+    figure.set_size_inches(_name_rows(ax, height, names) + 4.0, max(0.24 * len(own) + 0.9, 1.7))
     return figure
 
 
@@ -70,18 +72,16 @@ def probes_map_figure(probes: pd.DataFrame, concepts: Sequence[int]) -> Figure:
         for column in ("correlation", "q_value")
     )
     figure, axes = subplots(1, 1)
-    figure.set_size_inches(0.28 * len(concepts) + 3.2, 0.28 * len(rows) + 1.1)
     ax = axes[0, 0]
     image = ax.imshow(r, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     y, x = np.nonzero(q > LEVEL)
-    for color, width in (("white", 2.0), (INK, 0.8)):
+    for color, width in (("white", 2.0), (_CROSS, 0.8)):
         ax.plot(x, y, "x", color=color, markersize=4, markeredgewidth=width)
     ax.set_xticks(range(len(concepts)), [str(c) for c in concepts], rotation=90)
-    ax.set_yticks(range(len(rows)), rows)
-    for label in ax.get_yticklabels():
-        label.set_parse_math(False)
     ax.set_xlabel("concept")
     color_bar(figure, image, ax, "correlation")
+    width = _name_rows(ax, range(len(rows)), rows) + 0.28 * len(concepts) + 1.5
+    figure.set_size_inches(width, max(0.28 * len(rows) + 1.1, 1.8))
     return figure
 
 
@@ -113,8 +113,9 @@ def dose_response_figure(effects: pd.DataFrame, *, neutral: float = 1.0, units: 
             ax.fill_between(own.dose, own.low, own.high, color=color, alpha=0.2, linewidth=0)
             ax.plot(own.dose, own.effect, color=color, marker="o", markersize=3.5, label=f"concept {concept}")
         unit = (units or {}).get(outcome)
-        ax.set(title=outcome, xlabel="dose", ylabel="effect" + (f" ({unit})" if unit else ""))
+        ax.set(xlabel="dose", ylabel="effect" + (f" ({unit})" if unit else ""))
         ax.title.set_parse_math(False)
+        set_title(ax, outcome)
     _legend_below(figure, axes[0, 0])
     return figure
 
@@ -143,8 +144,9 @@ def conservation_figure(
             ax.fill_between(own.step * step, own.low, own.high, color=color, alpha=0.2, linewidth=0)
             ax.plot(own.step * step, own.drift, color=color, marker=".", label=rollout)
         named = (units or {}).get(quantity)
-        ax.set(title=quantity, xlabel=f"time of the rollout ({unit})", ylabel="drift" + (f" ({named})" if named else ""))
+        ax.set(xlabel=f"time of the rollout ({unit})", ylabel="drift" + (f" ({named})" if named else ""))
         ax.title.set_parse_math(False)
+        set_title(ax, quantity)
     _legend_below(figure, axes[0, 0])
     return figure
 
@@ -164,16 +166,22 @@ def fve_figure(fve: Mapping[int, float], *, own: int | None = None, counted: str
     from matplotlib.ticker import NullLocator
 
     ks = sorted(fve)
+    # Names of ticks that would touch are left out.
+    apart = math.log2(ks[-1] / ks[0]) / 8 if len(ks) > 8 else 0.0
+    named = [ks[0]]
+    for k in ks[1:]:
+        if math.log2(k / named[-1]) >= apart:
+            named.append(k)
     figure, axes = subplots(1, 1, 3.9, 2.5)
     ax = axes[0, 0]
     ax.plot(ks, [fve[k] for k in ks], color=PALETTE[0], marker="o", markersize=4)
     ax.set_xscale("log", base=2)
-    ax.set_xticks(ks, [str(k) for k in ks])
+    ax.set_xticks(ks, [str(k) if k in named else "" for k in ks])
     ax.axhline(0.0, color=GREY, linewidth=0.8)
     if own is not None:
         ax.axvline(own, color=PALETTE[5], linestyle="--", linewidth=1.0)
         place = ax.get_xaxis_transform()
-        ax.text(own, 1.02, f"trained at k = {own}", transform=place, ha="center", fontsize=8, color=PALETTE[5])
+        ax.text(own, 1.02, f"trained at k = {own}", transform=place, ha="center", fontsize=8, color=INK)
         if own in fve:
             ax.plot(own, fve[own], "o", markersize=11, markerfacecolor="none", color=PALETTE[5])
     ax.xaxis.set_minor_locator(NullLocator())
@@ -203,6 +211,17 @@ def stability_figure(stability: Tensor, chance: Tensor | None = None) -> Figure:
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="cosine with the matched concept", ylabel="concepts", xlim=(lowest, 1.0))
     return figure
+
+
+def _name_rows(ax: Axes, at: Any, names: Sequence[str]) -> float:
+    """Name the rows of a table as plain text; returns the width of the longest name in inches."""
+    ax.set_yticks(at, names)
+    labels = ax.get_yticklabels()
+    for label in labels:
+        label.set_parse_math(False)
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return max((label.get_window_extent().width for label in labels), default=0.0) / figure.dpi
 
 
 def _check_lines(names: Sequence[Any], what: str) -> None:

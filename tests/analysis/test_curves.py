@@ -28,9 +28,24 @@ def sphere() -> SAESFNO:
 def test_usage_marks_dead_concepts_and_where_90_percent_are() -> None:
     frequency, share = torch.tensor([0.5, 0.0, 1.0, 0.0]), torch.tensor([0.15, 0.0, 0.85, 0.0])
     figure = curves.usage_figure(frequency, share)
-    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
-    assert texts == ["2 dead", "2 concepts\ncarry 90 %"]
-    np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), [0.85, 1.0, 1.0, 1.0])
+    often, spread = figure.axes
+    assert [text.get_text() for ax in figure.axes for text in ax.texts] == ["2 concepts\ncarry 90 %"]
+    assert often.get_xlabel() == "concept, most frequent first\n(hatched: 2 dead)"
+    steps, hatched = often.patches
+    np.testing.assert_allclose(steps.get_data().values, [1.0, 0.5, 0.0, 0.0])
+    np.testing.assert_allclose(steps.get_data().edges, [0.5, 1.5, 2.5, 3.5, 4.5])
+    assert (hatched.get_x(), hatched.get_width()) == (2.5, 2.0)
+    np.testing.assert_allclose(spread.lines[0].get_xydata(), [[0, 0], [1, 0.85], [2, 1.0], [3, 1.0], [4, 1.0]])
+    figure.draw_without_rendering()
+    assert all(tick == int(tick) for ax in figure.axes for tick in ax.get_xticks())
+
+
+def test_one_concept_may_carry_all() -> None:
+    figure = curves.usage_figure(torch.ones(1), torch.ones(1))
+    assert [text.get_text() for text in figure.axes[1].texts] == ["1 concept\ncarries 90 %"]
+    assert figure.axes[0].get_xlabel() == "concept, most frequent first"
+    figure.draw_without_rendering()
+    assert all(tick == int(tick) for ax in figure.axes for tick in ax.get_xticks())
 
 
 def test_history_draws_what_rows_hold() -> None:
@@ -43,6 +58,10 @@ def test_history_draws_what_rows_hold() -> None:
     assert shown == {"loss": [[0, 2], [10, 1]], "variance explained (FVE)": [[10, 0.5]]}
     never = curves.history_figure([{"step": step, "dead_fraction": 0.0} for step in range(3)])
     assert never.axes[0].get_ylim() == (0.0, 1.0)
+    low, high = curves.history_figure([{"step": step, "fve": step - 5.0} for step in range(3)]).axes[0].get_ylim()
+    assert low < -5 < 1 < high, "the curve is cut"
+    start = [{"step": step, "fve": fve} for step, fve in enumerate((-50.0, -2.0, 0.5))]
+    assert curves.history_figure(start).axes[0].get_ylim()[0] == -0.1
     with pytest.raises(ValueError, match="no numbers to draw"):
         curves.history_figure([{"step": 1, "note": "x"}])
 

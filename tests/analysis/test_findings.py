@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 
 from neuralop_sae import SAEFNO, TopK
 from neuralop_sae.analysis import figures
+from neuralop_sae.analysis.drawing import INK
 
 PROBES = pd.DataFrame(
     [
@@ -40,7 +42,28 @@ def test_map_of_correlations() -> None:
     ax = figures.probes_map_figure(PROBES, [1, 0]).axes[0]
     drawn = np.ma.filled(ax.images[0].get_array(), np.nan)
     np.testing.assert_allclose(drawn, [[0.9, 0.5], [np.nan, -0.75]])
-    assert ax.lines[0].get_xydata().tolist() == [[1, 1]]
+    halo, cross = ax.lines
+    assert halo.get_xydata().tolist() == cross.get_xydata().tolist() == [[1, 1]]
+    assert (halo.get_color(), max(to_rgb(cross.get_color())) < 0.1) == ("white", True)
+    assert cross.get_color() != INK, "the cross would take the colour of a page's text, which may be white"
+
+
+@pytest.mark.parametrize("name", ["w", "a quantity with a name of seventy letters, such as this one, in kg/m3."])
+@pytest.mark.parametrize("n", [1, 3])
+def test_names_of_any_length_and_single_rows_are_whole(name: str, n: int) -> None:
+    probes = PROBES.head(n).replace({"w": name})
+    for figure in (figures.probes_figure(probes), figures.probes_map_figure(probes, [0])):
+        figure.draw_without_rendering()
+        ax = figure.axes[0]
+        for text in (*ax.get_yticklabels(), ax.yaxis.label, ax.xaxis.label, *(other.yaxis.label for other in figure.axes[1:])):
+            box = text.get_window_extent()
+            assert figure.bbox.contains(box.x0, box.y0), text
+            assert figure.bbox.contains(box.x1, box.y1), text
+        assert ax.get_window_extent().width > 15
+    rows = figures.probes_figure(probes).axes[0]
+    low, high = rows.get_ylim()
+    assert low <= -0.5
+    assert high >= n - 0.5
 
 
 def test_dose_response_goes_through_the_neutral_dose() -> None:
@@ -82,6 +105,11 @@ def test_curve_and_histogram() -> None:
     between = figures.fve_figure({1: 0.25, 8: -1.5}, own=3).axes[0]
     assert [list(line.get_xdata()) for line in between.lines[2:]] == [[3, 3]]
     assert between.get_ylim()[0] < -1.5, "the lowest point is cut"
+    assert ax.texts[0].get_color() == INK
+    many = figures.fve_figure({k: 0.5 for k in range(1, 41)}).axes[0]
+    assert many.get_xticks().tolist() == list(range(1, 41))
+    names = [label.get_text() for label in many.get_xticklabels()]
+    assert [name for name in names if name] == ["1", "2", "4", "7", "12", "20", "32"]
     bars = figures.stability_figure(torch.tensor([0.1, 0.95, 0.97])).axes[0].patches
     assert sum(bar.get_height() for bar in bars) == 3
     ax = figures.stability_figure(torch.tensor([0.1, 0.95]), torch.tensor([0.3, 0.5])).axes[0]
