@@ -85,12 +85,14 @@ def animation(
 
 
 def _writer(path: Path, fps: int) -> Any:
-    from matplotlib.animation import FFMpegWriter, PillowWriter
+    from matplotlib.animation import FFMpegWriter
+
+    from .gif import GifWriter
 
     if fps < 1:
         raise ValueError(f"fps is the number of steps per second, at least 1; got {fps!r}")
     if path.suffix == ".gif":
-        return PillowWriter(fps=fps)
+        return GifWriter(fps=fps)
     if path.suffix != ".mp4":
         raise ValueError(f"an animation is a .gif or an .mp4, got {path.name!r}")
     if not FFMpegWriter.isAvailable():

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -36,6 +37,22 @@ def test_a_frame_for_each_state(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["a.gif"]
 
 
+def test_a_color_is_the_same_in_all_frames(tmp_path: Path) -> None:
+    noise = torch.randn(1, 20, 1, 8, 9, generator=torch.Generator().manual_seed(0))
+    clean = torch.linspace(0.01, 1, 20).view(-1, 1, 1, 1) * noise
+    figure, _ = _panels({"clean": clean[0, :, 0]}, None, str, "w")
+    with Image.open(animation({"clean": clean}, path=tmp_path / "a.gif", label="w")) as image:
+        width, height = image.size
+        bar = figure.axes[1].get_position()
+        x, y = round((bar.x0 + bar.x1) / 2 * width), round((1 - bar.y1) * height) + 4
+        frames = [np.asarray(image.convert("RGB")) for at in range(20) if image.seek(at) is None]
+    tops = {tuple(frame[y, x].tolist()) for frame in frames}
+    assert len(tops) == 1
+    expected = matplotlib.colormaps["RdBu_r"](1 - 4 / (bar.height * height))
+    np.testing.assert_allclose(tops.pop(), 255 * np.array(expected)[:3], atol=8)
+    assert all((frame[0, 0] == 255).all() for frame in frames), "the page is not white"
+
+
 @pytest.mark.parametrize("kind", ["box", "globe", "line"])
 def test_panels_show_fields_and_their_difference(kind: str) -> None:
     basis = SphericalBasis((4, 8)) if kind == "globe" else None
@@ -46,6 +63,7 @@ def test_panels_show_fields_and_their_difference(kind: str) -> None:
     expected = [fields["clean"][2], fields["edited"][2], fields["clean"][2]]
     panels = [ax for ax in figure.axes if ax.get_title()]
     assert [ax.get_title() for ax in panels] == ["clean", "edited", "edited \u2212 clean"]
+    assert panels[0].get_ylabel() == ("w" if kind == "line" else "")
     for ax, values in zip(panels, expected, strict=True):
         if kind == "line":
             np.testing.assert_allclose(ax.lines[0].get_ydata(), values.numpy(), rtol=1e-6)
