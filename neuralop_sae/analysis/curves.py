@@ -160,7 +160,7 @@ def usage_figure(frequency: Tensor, share: Tensor) -> Figure:
     often.stairs(ordered.numpy(), edges, fill=True, color=PALETTE[0], alpha=0.85, linewidth=0)
     often.set(xlabel="concept, most frequent first", ylabel="fraction of samples it is on in")
     if dead:
-        often.axvspan(edges[n - dead], edges[n], facecolor=GREY, alpha=0.25, hatch="///", edgecolor=GREY)
+        often.axvspan(edges[n - dead], edges[n], facecolor=(GREY, 0.25), hatch="///", edgecolor=GREY, linewidth=0)
         often.set_xlabel(f"{often.get_xlabel()}\n(hatched: {dead} dead)")
     cumulative = [0.0, *share.double().sort(descending=True).values.cumsum(0).tolist()]
     spread.plot(range(n + 1), cumulative, color=PALETTE[0], linewidth=1.8)

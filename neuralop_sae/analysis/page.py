@@ -29,7 +29,7 @@ _MAX_ROWS = 4096
 _CHUNK = 256
 _COLUMNS = 48  # concepts in overview figures
 _TRADEOFF_SAMPLES = 32
-_WIDE = 9.0  # inches; wider figures get the page's full width
+_WIDE = 6.8  # inches; wider figures get the page's full width
 
 
 def percent(value: float) -> str:
@@ -193,7 +193,8 @@ class Page:
         caption = _TRADEOFF_GIVEN
         if fve is None and rule is not None and self.shown:
             fve = fve_by_k(self.sae, self.activations[:_TRADEOFF_SAMPLES], batch_size=self.batch_size)
-            caption = _TRADEOFF.format(min(len(self.activations), _TRADEOFF_SAMPLES))
+            n = min(len(self.activations), _TRADEOFF_SAMPLES)
+            caption = _TRADEOFF.format("sample" if n == 1 else f"{n} samples")
         if fve:
             own = None if rule is None else rule.k
             caption += "" if own is None else _TRAINED_AT.format(own, counted)
@@ -227,7 +228,7 @@ _SPECTRA = (
 )
 _RESOLUTION = "Sample 0 on two grids, and value against value: on the diagonal, resolution does not matter."
 _TRADEOFF = (
-    "Variance explained in the first {} samples when more or fewer concepts may be on than the model was trained for, without "
+    "Variance explained in the first {} when more or fewer concepts may be on than the model was trained for, without "
     "training it again: concepts that come on beyond the trained k were never fitted together, and with more of them less "
     "may be explained."
 )

@@ -133,6 +133,8 @@ def report(
             evidence=evidence,
             contours=inputs is not None,
             aspect=page.aspect,
+            n_dim=sae.n_dim,
+            lines=sae.n_dim == 1,
             on_sphere=sae.basis.colatitudes(page.grid[0]) is not None,
             wavenumber=sae.basis.wavenumber_label,
             atom_gradient=ColorScale("RdBu_r", -1.0, 1.0).css_gradient(),

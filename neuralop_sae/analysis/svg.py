@@ -52,7 +52,7 @@ def inline_svg(figure: Figure, alt: str, prefix: str) -> Markup:
     assert width is not None
     text = re.sub(r'(<svg[^>]*?) width="[\d.]+pt"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[\d.]+pt"', r"\1", text, count=1)
-    size = f'style="width:{float(width[1]) * 4 / 3:.0f}px"'
+    size = f'style="--natural:{float(width[1]) * 4 / 3:.0f}px"'
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}" {size}', 1))
 
 

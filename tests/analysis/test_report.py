@@ -203,6 +203,10 @@ def test_page_is_self_contained_well_formed_and_escaped(written: Path) -> None:
     assert "told by the card" in text
     assert 'id="overview-history"' in text
     assert text.count('<th scope="row">torch</th>') == 1
+    tables = [attributes for tag, attributes in outline.tags if tag == "table"]
+    assert all(attributes.get("aria-label") for attributes in tables)
+    assert "aria-pressed" not in text
+    assert "Search by number, label or physics;" in text
 
 
 def test_same_arguments_give_the_same_bytes_and_training_state_returns(
@@ -457,6 +461,18 @@ def test_other_dimensions(n_dim: int, tmp_path: Path) -> None:
     x = torch.randn(3, 2, *(6,) * n_dim, generator=torch.Generator().manual_seed(0))
     text = report(sae, x, path=tmp_path / "r.html", inputs=x[:, :1], n_concepts=1).read_text(encoding="utf-8")
     assert ("middle slice" in text) == (n_dim == 3)
+    assert ("Maps show the middle slice of the first axis." in text) == (n_dim == 3)
+    assert "Search by number or label;" in text
+    card = re.findall(r'<details open class="card".*?</details>', text, re.DOTALL)[0]
+    assert ("contours of the operator's input" in text) == ("with contours of the input" in card) == (n_dim == 3)
+    assert ("Grey lines are the operator's input" in text) == ("with the input as a grey line" in card) == (n_dim == 1)
+    assert ("linear-gradient" in card) == (n_dim == 3), "lines have no colours"
+    assert bool(re.search(r'<div class="scale">from 0 to [\d.]+</div>', card)) == (n_dim == 1)
+
+
+def test_one_sample_is_the_first_sample(sae: SAEFNO, activations: Tensor, tmp_path: Path) -> None:
+    text = report(sae, activations[:1], path=tmp_path / "r.html", n_concepts=1).read_text(encoding="utf-8")
+    assert "explained in the first sample when" in text
 
 
 @pytest.mark.parametrize(
@@ -506,12 +522,17 @@ def test_unwritable_path_is_found_before_computing(
         report(sae, activations, path=tmp_path / "file" / "r.html")
 
 
-def browse(page: Path, query: str, profile: Path) -> str:
+def browse(page: Path, query: str, profile: Path, size: str = "800,600") -> str:
     """The page's document after its script ran in headless Chromium; fails on console errors."""
     assert CHROMIUM is not None
     switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
     switches += " disable-component-update disable-sync disable-dev-shm-usage enable-logging=stderr v=0 dump-dom"
-    command = [CHROMIUM, *(f"--{switch}" for switch in switches.split()), f"--user-data-dir={profile}"]
+    command = [
+        CHROMIUM,
+        *(f"--{switch}" for switch in switches.split()),
+        f"--user-data-dir={profile}",
+        f"--window-size={size}",
+    ]
     done = subprocess.run([*command, page.as_uri() + query], capture_output=True, text=True, timeout=60)
     assert "CONSOLE" not in done.stderr, done.stderr
     return done.stdout
@@ -552,3 +573,96 @@ def test_search_and_sort_in_a_browser(written: Path, tmp_path: Path) -> None:
     assert visible == ["3"]
     assert "1 of 12 concepts</output>" in document
     assert html.unescape(json.dumps(LABELS[0])[1:6]) in html.unescape(document)
+
+
+def with_script(page: Path, script: str, path: Path) -> Path:
+    """A page that also runs a script once it has loaded."""
+    script = f'<script>addEventListener("load", () => {{ {script} }});</script>'
+    path.write_text(page.read_text(encoding="utf-8").replace("</body>", script + "</body>"), encoding="utf-8")
+    return path
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary: the page's script was not run in a browser")
+def test_links_numbers_and_missing_values_in_a_browser(sae: SAEFNO, activations: Tensor, tmp_path: Path) -> None:
+    page = report(
+        sae,
+        activations,
+        path=tmp_path / "r.html",
+        labels={7: "mode 3 of the walls", 8: "mode 30"},
+        probes=PROBES.replace({"strain": "strain 0.5"}),
+        effects=EFFECTS.assign(effect=EFFECTS.effect.where(EFFECTS.concept != 4)),
+        n_concepts=3,
+        n_samples=1,
+    )
+    number = re.findall(r'<a href="#concept-(\d+)">', page.read_text(encoding="utf-8"))[0]
+    script = """const found = {}, rows = () => [...document.querySelectorAll("#concepts tbody tr")];
+    for (const query of ["3", "30", "0.5", "5", "mode 3"]) {
+      search.value = query;
+      search.dispatchEvent(new Event("input"));
+      found[query] = rows().filter(row => !row.hidden).map(row => Number(row.dataset.index)).sort((a, b) => a - b);
+    }
+    for (let i = 0; i < 2; i++) {
+      const head = document.querySelector("[data-key=effect]");
+      head.querySelector("button").click();
+      found[head.ariaSort] = rows().map(row => row.dataset.effect ?? "none");
+    }
+    const card = document.getElementById("concept-NUMBER");
+    card.open = false;
+    document.querySelector("#concepts a[href='#concept-NUMBER']").click();
+    found.open = card.open;
+    document.body.dataset.found = JSON.stringify(found);""".replace("NUMBER", number)
+    document = browse(with_script(page, script, tmp_path / "page.html"), f"#concept-{number}", tmp_path / "profile")
+    found = json.loads(next(attributes["data-found"] for tag, attributes in Outline(document).tags if tag == "body"))
+    assert found["open"], "a link to a card that was closed again left it closed"
+    for order in ("ascending", "descending"):
+        *known, last_but_one, last = found[order]
+        assert (last_but_one, last) == ("nan", "none")
+        assert list(map(float, known)) == sorted(map(float, known), reverse=order == "descending")
+    searched = {query: found[query] for query in ("3", "30", "0.5", "5", "mode 3")}
+    assert searched == {"3": [3, 7], "30": [8], "0.5": list(range(12)), "5": [5], "mode 3": [7]}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary: the page was not laid out")
+@pytest.mark.parametrize("size", ["800,900", "500,900"])
+def test_figures_stay_legible_and_are_reached_where_they_scroll(written: Path, tmp_path: Path, size: str) -> None:
+    script = """for (const each of document.querySelectorAll(".scroll")) {
+      const svg = each.querySelector("svg"), natural = parseFloat(svg.style.getPropertyValue("--natural"));
+      each.dataset.scrolls = each.scrollWidth > each.clientWidth;
+      each.dataset.shrunk = svg.getBoundingClientRect().width / natural;
+    }"""
+    document = browse(with_script(written, script, tmp_path / "page.html"), "", tmp_path / "profile", size)
+    found = [attributes for _, attributes in Outline(document).tags if attributes.get("class") == "scroll"]
+    assert len(found) == len(re.findall('<figure class="panel', document))
+    assert size != "500,900" or any(each["data-scrolls"] == "true" for each in found)
+    for each in found:
+        assert float(each["data-shrunk"]) >= (0.99 if size == "500,900" else 0.84)
+        if each["data-scrolls"] == "true":
+            assert (each["tabindex"], each["role"]) == ("0", "group")
+            assert each["aria-label"].endswith(" (scrolls sideways)")
+        else:
+            assert not {"tabindex", "role", "aria-label"} & set(each)
+    assert any(each.get("aria-label") == "Training (scrolls sideways)" for each in found) == (size == "500,900")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium binary: the page was not laid out")
+def test_nothing_is_clipped_on_paper(sae: SAEFNO, activations: Tensor, tmp_path: Path) -> None:
+    long = "a_quantity_with_a_name_of_38_letters__"
+    page = report(
+        sae,
+        activations,
+        path=tmp_path / "r.html",
+        labels={0: "walls " * 20},
+        probes=PROBES.replace({"strain": long}),
+        effects=EFFECTS.replace({"drag": long}).assign(effect=-1.234e-7, low=-1.234e-7, high=-1.234e-8),
+        stability=STABILITY,
+        n_concepts=3,
+    )
+    page.write_text(page.read_text(encoding="utf-8").replace("@media print", "@media all"), encoding="utf-8")
+    script = """const wide = [...document.querySelectorAll("main *")].filter(each => !each.parentElement.closest("svg")
+      && each.getBoundingClientRect().right > document.documentElement.clientWidth + 1);
+    const tables = [...document.querySelectorAll("table")].filter(each =>
+      each.getBoundingClientRect().right > each.parentElement.getBoundingClientRect().right + 1);
+    document.body.dataset.clipped = [...wide, ...tables].map(each => each.tagName).join(" ");"""
+    # A4 with margins of a centimetre is 717 pixels wide.
+    document = browse(with_script(page, script, tmp_path / "paper.html"), "", tmp_path / "profile", "717,1000")
+    assert 'data-clipped=""' in document
