@@ -138,6 +138,35 @@ def test_the_penalty_counts_what_a_unit_integral_writes(scripts, name):
     torch.testing.assert_close(norm, written.square().mean(2).sum().sqrt(), rtol=1e-4, atol=0)
 
 
+def kept(script):
+    """The values that a script wrote."""
+    return json.loads((FOLDER / "results" / f"{script}.json").read_text())["values"]
+
+
+def texts(legend):
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_figures_say_what_chance_is(scripts, monkeypatch):
+    stability, recovery = scripts("glyph_stability"), scripts("recovery")
+    (legend,) = stability.draw(kept("glyph_stability")).legends
+    assert texts(legend) == [*stability.KINDS.values(), "chance, in the colour of the model"]
+    monkeypatch.setattr(recovery, "trained", lambda bed, name, rate: recovery.model(name, bed.seed, bed.domain))
+    bed = recovery.Bed("plane", 0, n_train=1, n_test=1)
+    (legend,) = recovery.draw(kept("recovery_plane"), bed, dict.fromkeys(recovery.NAMES, 1e-2)).legends
+    assert texts(legend) == ["chance"]
+
+
+def test_the_drawn_concept_has_a_scale_in_words(scripts, monkeypatch):
+    locality = scripts("locality")
+    monkeypatch.setattr(
+        locality, "trained", lambda bed, name, rate: locality.model(locality.MODES, bed.seed, locality.CHANNELS)
+    )
+    like = locality.Bed("smooth", 0, n_train=1, n_test=1, channels=locality.CHANNELS)
+    figure = locality.draw(kept("locality"), like, dict.fromkeys(locality.NAMES, 1e-2))
+    assert [ax.get_ylabel() for ax in figure.axes][1:] == ["FVE", "kernel / its norm"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(path.stem for path in FOLDER.glob("*.py")))
 def test_it_runs_in_little(modules, script, tmp_path):

@@ -10,6 +10,7 @@ import typer
 from common import RESULTS, Criterion, Output, Quick, Row, Seeds, spread, write
 from glyphs import COMPARED, LEVELS, MATCHINGS, NAMES, Bed, nonzeros, started, trained, tuned
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from stability import Dictionary
 
 import neuralop_sae as ns
@@ -159,14 +160,17 @@ def draw(values: dict[str, Any]) -> Figure:
                 ours, chance = (column(values, kind, matching, pairs, name) for name in ("cosine", "chance"))
                 place = [at + 0.2 * i - 0.3] * len(ours)
                 stability.plot(place, ours, "o", color=color, markersize=4, label=KINDS[kind] if not at else None)
-                stability.plot(place, chance, "_", color=color, markersize=11, label="chance" if not at + i else None)
+                stability.plot(place, chance, "_", color=color, markersize=11)
             if kind in NAMES:
                 shown = [column(values, kind, matching, "use", name) for name in ("usage_entropy", "fve")]
                 use.plot(*shown, "o", color=color, markersize=5)
         stability.set(ylabel="matched cosine", ylim=(-0.02, 1.02), xlim=(-0.5, len(PAIRS) - 0.5), title=title)
         stability.set_xticks(range(len(PAIRS)), PAIRS.values())
         use.set(xlabel="evenness of use (entropy)", ylabel="FVE", title=title, xlim=(0, 1.02))
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=7)
+    models, names = axes[0][0].get_legend_handles_labels()
+    chance = Line2D([], [], color="black", marker="_", markersize=11, linestyle="")
+    handles, labels = [*models, chance], [*names, "chance, in the colour of the model"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=7)
     figure.suptitle("Images of characters: stability and use of concepts")
     return figure
 

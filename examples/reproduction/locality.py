@@ -175,7 +175,7 @@ def draw(values: Values, like: Bed, rates: dict[str, float]) -> Figure:
         atoms.plot(position, atom / norm, color=color, linewidth=0.8)
     scores.set(xlabel="matched cosine", ylabel="FVE", xlim=(0, 1.03))
     scores.legend(frameon=False, fontsize=6)
-    atoms.set(xlabel="position", yticks=[], title="one channel of a concept")
+    atoms.set(xlabel="position", ylabel="kernel / its norm", yticks=[], title="one channel of a concept")
     atoms.legend(frameon=False, fontsize=6)
     return figure
 

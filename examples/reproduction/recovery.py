@@ -306,9 +306,11 @@ def draw(values: Values, bed: Bed, rates: dict[str, float]) -> Figure:
         for place, name in enumerate(names):
             runs = values[f"{name}, {what}"]
             ax.plot([place] * len(runs), runs, "o", color=colors[name], markersize=4)
-            ax.hlines(fmean(values[f"{name}, {chance}"]), place - 0.3, place + 0.3, color=GREY, linewidth=2)
+            level = fmean(values[f"{name}, {chance}"])
+            ax.hlines(level, place - 0.3, place + 0.3, color=GREY, linewidth=2, label=None if place else "chance")
         ax.set_xticks(range(len(names)), [NAMES[name] for name in names], fontsize=6, rotation=90)
         ax.set(ylim=(-0.03, 1.03), title={"cosine": "matched cosine", "f1": "F1 of events"}[what])
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower left", frameon=False, fontsize=7)
     ours = trained(bed, names[0], rates[names[0]])
     shown = {"known": bed.atoms[SHOWN]} | {NAMES[name]: moved(trained(bed, name, rates[name]), bed) for name in names[:2]}
     for ax, (title, atom) in zip(axes[0][2:], shown.items(), strict=True):
