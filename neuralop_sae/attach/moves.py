@@ -122,7 +122,8 @@ def inject(concepts: Concepts, at: Sequence[float] | Tensor, amplitude: float = 
     concepts : int or iterable of int
         The concepts.
     at : sequence of float or Tensor
-        The place: on a box one fraction of the domain per axis of the grid; on the sphere (latitude, longitude) in degrees.
+        The place: on a box one fraction of the domain per axis of the grid; on the sphere (latitude, longitude) in degrees,
+        longitude counted eastward from the first column of the grid.
     amplitude : float, optional
         In units of the codes.
     width : float, optional

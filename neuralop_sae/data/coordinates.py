@@ -1,4 +1,4 @@
-"""Names and coordinates of a grid's axes, in the words of CF conventions and xarray."""
+"""Kinds of grids and their bases: those of an operator, of a description, of coordinates."""
 
 from __future__ import annotations
 
@@ -14,52 +14,9 @@ from ..layers.basis import SpectralBasis, bases
 from ..layers.fourier import FourierBasis
 from ..layers.spherical import SphericalBasis
 
-__all__ = ["LATITUDES", "LONGITUDES", "axis_names", "basis_from", "basis_of", "coordinates", "describe_basis", "grid_of"]
+__all__ = ["LATITUDES", "LONGITUDES", "basis_from", "basis_of", "describe_basis", "grid_of"]
 
 LATITUDES, LONGITUDES = ("lat", "latitude"), ("lon", "longitude")
-
-
-def axis_names(n_axes: int, basis: SpectralBasis | None = None) -> tuple[str, ...]:
-    """Names of the axes of a grid: ``lat, lon`` on the sphere, else ``x``, ``y, x`` or ``z, y, x``; before those of the
-    basis ``d1, ...``, such as the time steps that an operator runs through.
-
-    Examples
-    --------
-    >>> axis_names(1), axis_names(4), axis_names(3, SphericalBasis((1, 2)))
-    (('x',), ('d1', 'z', 'y', 'x'), ('d1', 'lat', 'lon'))
-    """
-    names: tuple[str, ...] = ("lat", "lon") if isinstance(basis, SphericalBasis) else ("z", "y", "x")
-    names = names[-n_axes if basis is None else -basis.n_dim :]
-    return (*(f"d{i + 1}" for i in range(n_axes - len(names))), *names)
-
-
-def coordinates(
-    grid: Sequence[int], basis: SpectralBasis | None, lengths: Sequence[float] | None, unit: str = ""
-) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
-    """Coordinates and attributes of the axes where they are known.
-
-    On the sphere latitudes and longitudes in degrees; in a periodic box of lengths L_j the points ``i L_j / N_j``; nothing
-    where lengths are not given.
-
-    Raises
-    ------
-    ValueError
-        If there are not as many lengths as axes of the box.
-    """
-    names = [name for name in axis_names(len(grid), basis) if not name.startswith("d")]
-    sizes = grid[-len(names) :]
-    if isinstance(basis, SphericalBasis):
-        latitudes = 90 - np.rad2deg(basis.colatitudes(sizes[0]).numpy())
-        longitudes = np.rad2deg(basis.longitudes(sizes[1]).numpy())
-        return {"lat": (latitudes, {"units": "degrees_north"}), "lon": (longitudes, {"units": "degrees_east"})}
-    if lengths is None:
-        return {}
-    if len(lengths) != len(names):
-        raise ValueError(f"lengths has {len(lengths)} numbers for the axes {', '.join(names)}: give one for each")
-    attributes = {"units": unit} if unit else {}
-    return {
-        name: (np.arange(size) * (length / size), attributes) for name, size, length in zip(names, sizes, lengths, strict=True)
-    }
 
 
 def basis_of(model: nn.Module) -> SpectralBasis | None:

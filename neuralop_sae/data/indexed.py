@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..layers.basis import SpectralBasis
 from .labels import Labels
+from .place import Place
 
 __all__ = ["IndexedActivations"]
 
@@ -25,12 +27,8 @@ class IndexedActivations(ABC):
     ----------
     shape : sequence of int
         ``(N, channels, *grid)``.
-    time : Tensor, optional
-        ``(N,)``: when each sample was.
-    trajectory : Tensor, optional
-        ``(N,)`` int64: which trajectory each sample belongs to.
-    time_units : str, optional
-        Of `time`.
+    labels : Labels
+        When each sample was, and which trajectory it belongs to.
 
     Attributes
     ----------
@@ -40,22 +38,36 @@ class IndexedActivations(ABC):
         Of `time`, where they are known.
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        time: Tensor | None = None,
-        trajectory: Tensor | None = None,
-        time_units: str | None = None,
-    ) -> None:
+    def __init__(self, shape: Sequence[int], labels: Labels) -> None:
         self.rows = torch.arange(shape[0])
         self._shape = tuple(shape[1:])
-        self._time, self._trajectory, self.time_units = time, trajectory, time_units
+        self._time, self._trajectory, self.time_units = labels.time, labels.trajectory, labels.time_units
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="activations")
         self._ahead: tuple[Tensor, Future[Tensor]] | None = None
 
     @abstractmethod
     def read(self, rows: Tensor) -> Tensor:
         """The samples `rows` ``(B,)`` of the whole: ``(B, channels, *grid)``, on the CPU."""
+
+    @property
+    @abstractmethod
+    def place(self) -> Place:
+        """Where the activations are, as far as that is known."""
+
+    @property
+    def basis(self) -> SpectralBasis | None:
+        """The kind of basis that the operator works in; None if that is not known."""
+        return self.place.basis
+
+    @property
+    def lengths(self) -> tuple[float, ...] | None:
+        """Lengths of the periodic box; None if they are not known, and on the sphere."""
+        return self.place.lengths
+
+    @property
+    def coordinates(self) -> dict[str, np.ndarray]:
+        """Coordinates of the axes of the grid where they are known, such as ``lat`` and ``lon``."""
+        return self.place.coordinates(self._shape[1:])
 
     @property
     def shape(self) -> torch.Size:

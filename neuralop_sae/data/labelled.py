@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..codes import ConceptCodes
-from .coordinates import LATITUDES, LONGITUDES, axis_names, coordinates, grid_of
+from .coordinates import LATITUDES, LONGITUDES, grid_of
 from .extras import import_extra
+from .indexed import IndexedActivations
 from .labels import Labels
+from .place import Place
 
 if TYPE_CHECKING:
     import xarray
@@ -43,6 +45,8 @@ class LabelledFields(Dataset[dict[str, Tensor]]):
     lengths : tuple of float or None
         Lengths of the box, one period being the number of points times their distance; None on the sphere, and without
         coordinates.
+    coordinates : dict of str to numpy.ndarray
+        Those of the axes that have numbers, in order, as ``lat`` and ``lon``, or as ``z``, ``y`` and ``x``.
     time : numpy.ndarray or None
         ``(N,)``: the time of each sample, in the type of the Dataset.
     trajectory : Tensor or None
@@ -66,6 +70,12 @@ class LabelledFields(Dataset[dict[str, Tensor]]):
         self.channels = [name for key, variable in self._variables.items() for name in self._names(key, variable)]
         points = {name: np.asarray(v.coords[name]) for v in variables.values() for name in grid_dims if name in v.coords}
         self.kind, self.basis, self.lengths = grid_of(points, grid_dims, self.grid)
+        names = Place().names(len(self.grid)) if self.kind == "box" else ("lat", "lon")
+        self.coordinates = {
+            ours: points[name]
+            for ours, name in zip(names, grid_dims, strict=True)
+            if name in points and np.issubdtype(points[name].dtype, np.number)
+        }
         places = dict(zip(sample_dims, np.unravel_index(np.arange(len(self)), self._sample_shape or (1,)), strict=False))
         dates = next((np.asarray(v.coords["time"]) for v in variables.values() if "time" in v.coords), None)
         self.time: np.ndarray | None = None
@@ -242,6 +252,7 @@ def codes_to_xarray(
     codes: ConceptCodes,
     concepts: Sequence[int] | None = None,
     *,
+    like: LabelledFields | IndexedActivations | None = None,
     lengths: Sequence[float] | None = None,
     time: Any = None,
     trajectory: Any = None,
@@ -255,8 +266,10 @@ def codes_to_xarray(
     concepts : sequence of int, optional
         Which: the variable ``code (sample, concept, *grid)`` is then zero where one is off. By default all, without those that
         are off: ``code (row, *grid)`` and its ``norm (row)``, with the sample and the concept of a row as coordinates.
+    like : LabelledFields, StoredActivations or ActivationStream, optional
+        The samples that the codes are of, from which lengths, time, trajectory and coordinates are taken.
     lengths : sequence of float, optional
-        Lengths of the periodic box; latitudes and longitudes are known.
+        Lengths of the periodic box. Latitudes are known; longitudes begin at 0, if `like` says nothing else.
     time, trajectory : array, optional
         ``(n_samples,)`` per sample; dates are kept as such.
 
@@ -272,11 +285,20 @@ def codes_to_xarray(
     """
     xr = import_extra("xarray")
     codes = codes.detach().cpu()
+    points: dict[str, tuple[float, ...]] = {}
+    if like is not None:
+        if time is None:
+            time = like.time if isinstance(like, LabelledFields) or like.dates is None else like.dates
+        trajectory = like.trajectory if trajectory is None else trajectory
+        lengths = lengths or like.lengths
+        points = {name: tuple(map(float, values)) for name, values in like.coordinates.items()}
     checked = Labels.of(time, trajectory, codes.n_samples)
     named = {name: np.asarray(time) if name == "time" else tensor.numpy() for name, tensor in checked.tensors().items()}
-    axes = coordinates(codes.grid, codes.basis, lengths)
-    coords: dict[str, Any] = {name: (name, values, described) for name, (values, described) in axes.items()}
-    grid = axis_names(len(codes.grid), codes.basis)
+    place = Place(codes.basis, None if lengths is None else tuple(lengths), points)
+    units = {"lat": {"units": "degrees_north"}, "lon": {"units": "degrees_east"}}
+    axes = place.coordinates(codes.grid)
+    coords: dict[str, Any] = {name: (name, values, units.get(name, {})) for name, values in axes.items()}
+    grid = place.names(len(codes.grid))
     if concepts is not None:
         values = torch.stack([codes.of(concept) for concept in concepts], 1).numpy()
         coords |= {name: ("sample", label) for name, label in named.items()} | {"concept": list(concepts)}

@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 import torch
@@ -15,11 +16,15 @@ from torch import Tensor, nn
 
 from ..attach.rules import original_module
 from ..checkpoint import write_json
+from .coordinates import basis_from
+from .place import Place
 
 __all__ = ["MANIFEST_NAME", "Manifest", "StoredArray", "crc32", "model_digest"]
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 class StoredArray(BaseModel):
@@ -66,6 +71,8 @@ class Manifest(BaseModel):
         Name and arguments of the basis, which gives quadrature and coordinates.
     lengths : tuple of float, optional
         Lengths of a periodic box.
+    coordinates : dict of str to tuple of float
+        Those of the grid of the inputs, by axis, where they had some.
     units : dict of str to str
         Units of ``"activations"``, ``"lengths"`` and ``"time"``.
     n_batches, n_samples : int
@@ -90,6 +97,7 @@ class Manifest(BaseModel):
     padded: bool
     basis: dict[str, Any] | None
     lengths: tuple[float, ...] | None
+    coordinates: dict[str, tuple[float, ...]] = {}
     units: dict[str, str]
     n_batches: int = 0
     n_samples: int = 0
@@ -136,7 +144,13 @@ class Manifest(BaseModel):
         """What another request asks for differently, in words; progress does not count."""
         progress = {"n_batches", "n_samples", "inputs_crc32", "complete", "arrays"}
         mine, theirs = self.model_dump(exclude=progress), other.model_dump(exclude=progress)
-        return [f"{name} was {mine[name]!r}, now {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+        different = [name for name in mine if mine[name] != theirs[name]]
+        return [f"{name} was {_SHORT.repr(mine[name])}, now {_SHORT.repr(theirs[name])}" for name in different]
+
+    @property
+    def place(self) -> Place:
+        """Where the activations are."""
+        return Place(None if self.basis is None else basis_from(self.basis), self.lengths, self.coordinates)
 
 
 def crc32(tensor: Tensor, start: int = 0) -> int:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from .. import notebook
 from ..layers.basis import SpectralBasis
-from .coordinates import basis_from
 from .extras import import_extra
 from .indexed import IndexedActivations
+from .labels import Labels
 from .manifest import Manifest, StoredArray, crc32
+from .place import Place
 from .writing import write_store
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ class ActivationStore:
         padded, device, data_processor, shared, progress
             As in `capture`.
         time : array, optional
-            ``(N,)`` numbers or dates (``datetime64``), one for each sample in order.
+            ``(N,)`` numbers or dates (``datetime64``), one for each sample in order. By default those of `from_xarray`, where
+            the inputs come from it; so for the next three.
         trajectory : array, optional
             ``(N,)`` whole numbers: which run of a simulation, or which member, each sample belongs to.
         basis : SpectralBasis, optional
@@ -252,7 +254,13 @@ class StoredActivations(IndexedActivations):
         self._folder, self._key, self._array, self._manifest = store.path, key, array, store.manifest
         labels = {name: self._label(name, entry) for name in ("time", "trajectory") if name in entry.crc32}
         units = store.manifest.units.get("time")
-        super().__init__((entry.n_samples, *entry.shape), labels.get("time"), labels.get("trajectory"), units)
+        kept = Labels(labels.get("time"), labels.get("trajectory"), units)
+        super().__init__((entry.n_samples, *entry.shape), kept)
+
+    @property
+    def place(self) -> Place:
+        """See `IndexedActivations.place`."""
+        return self._manifest.place
 
     def _label(self, name: str, entry: StoredArray) -> Tensor:
         try:
@@ -281,11 +289,6 @@ class StoredActivations(IndexedActivations):
         if fields.isnan().any():  # what Zarr gives for a file that is not there; nothing else is written
             raise self._damaged("a file is missing")
         return fields
-
-    @property
-    def basis(self) -> SpectralBasis | None:
-        """The kind of basis that the operator works in; None if that is not known."""
-        return None if self._manifest.basis is None else basis_from(self._manifest.basis)
 
     def quadrature(self) -> Tensor:
         """Weights of the grid's points, broadcastable to it, with sum one; ValueError if the basis is not known."""

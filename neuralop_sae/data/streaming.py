@@ -14,6 +14,8 @@ from ..attach.capture import capture
 from ..attach.inputs import shared_arguments
 from .indexed import IndexedActivations
 from .labels import Labels
+from .origins import labels_of, place_of
+from .place import Place
 from .samples import batch_of, n_known, prepared
 
 __all__ = ["ActivationStream", "stream"]
@@ -23,10 +25,15 @@ class ActivationStream(IndexedActivations):
     """Activations at one site of an operator, from `stream`: indexed like a tensor ``(N, channels, *grid)``, computed on the
     inputs that are asked for."""
 
-    def __init__(self, source: _Source, site: str, shape: Sequence[int], labels: Labels) -> None:
-        super().__init__(shape, *labels)
+    def __init__(self, source: _Source, site: str, shape: Sequence[int], labels: Labels, place: Place) -> None:
+        super().__init__(shape, labels)
         self.site = site
-        self._source = source
+        self._source, self._place = source, place
+
+    @property
+    def place(self) -> Place:
+        """See `IndexedActivations.place`."""
+        return self._place
 
     def read(self, rows: Tensor) -> Tensor:
         """See `IndexedActivations.read`."""
@@ -93,7 +100,7 @@ def stream(
     padded, device, data_processor, shared
         As in `capture`.
     time, trajectory : array, optional
-        ``(N,)`` per sample; see `ActivationStore.write`.
+        ``(N,)`` per sample; see `ActivationStore.write`. By default those of `from_xarray`, where the inputs come from it.
 
     Returns
     -------
@@ -105,7 +112,8 @@ def stream(
     TypeError
         If samples of the inputs have no numbers.
     ValueError
-        If a site is unknown, there are no samples, or labels do not fit them.
+        If a site is unknown, there are no samples, labels do not fit them, or the operator works on another grid of the sphere
+        than the inputs are on.
 
     Examples
     --------
@@ -122,8 +130,8 @@ def stream(
         raise ValueError("the inputs hold no samples")
     first = source.run(torch.zeros(1, dtype=torch.int64))  # a site or an input that does not fit is found here
     assert n is not None
-    labels = Labels.of(time, trajectory, n)
-    streams = {name: ActivationStream(source, name, (n, *fields.shape[1:]), labels) for name, fields in first.items()}
+    labels, place = labels_of(inputs, time, trajectory, n), place_of(model, inputs, padded=padded)
+    streams = {name: ActivationStream(source, name, (n, *fields.shape[1:]), labels, place) for name, fields in first.items()}
     return streams[names[0]] if isinstance(sites, str) else streams
 
 

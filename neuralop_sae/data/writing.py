@@ -18,10 +18,11 @@ from ..attach.rules import original_module
 from ..attach.sites import resolve_site
 from ..checkpoint import check_writable
 from ..layers.basis import SpectralBasis
-from .coordinates import axis_names, basis_from, basis_of, coordinates, describe_basis
+from .coordinates import describe_basis
 from .extras import import_extra
 from .labels import Labels
 from .manifest import MANIFEST_NAME, Manifest, StoredArray, crc32, model_digest
+from .origins import check_order, labels_of, place_of
 from .samples import batches_of, n_known, prepared
 
 __all__ = ["write_store"]
@@ -52,10 +53,11 @@ def write_store(
     """Write a store, or what is missing of it; see `ActivationStore.write`."""
     shared = {*shared, *shared_arguments(model)}
     known = n_known(inputs, shared)
-    checked = Labels.of(*labels, known)
+    check_order(inputs)
+    checked = labels_of(inputs, *labels, known)
     if checked.time_units is not None:
         units = {**units, "time": checked.time_units}
-    basis = basis or basis_of(model)
+    place = place_of(model, inputs, basis, lengths, padded=padded)
     manifest = Manifest(
         model=type(original_module(model)).__name__,
         model_digest=model_digest(model),
@@ -64,8 +66,9 @@ def write_store(
         shard_size=shard_size,
         dtype=dtype,
         padded=padded,
-        basis=None if basis is None else describe_basis(basis),
-        lengths=None if lengths is None else tuple(float(length) for length in lengths),
+        basis=None if place.basis is None else describe_basis(place.basis),
+        lengths=place.lengths,
+        coordinates=dict(place.points),
         units=units,
     )
     _check(manifest)
@@ -214,8 +217,8 @@ class _Writer:
 
     def _create(self, key: str, site: str, shape: tuple[int, ...]) -> None:
         manifest = self.manifest
-        basis = None if manifest.basis is None else basis_from(manifest.basis)
-        axes = coordinates(shape[1:], basis, manifest.lengths, manifest.units.get("lengths", ""))
+        place = manifest.place
+        axes = place.coordinates(shape[1:])
         codecs = self.zarr.codecs
         guard = codecs.Crc32cCodec()
         group = self.root.create_group(key, overwrite=True)
@@ -233,7 +236,7 @@ class _Writer:
                 dtype=manifest.dtype,
                 compressors=[codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), guard],
                 fill_value=math.nan,
-                dimension_names=("sample", "channel", *axis_names(len(shape) - 1, basis)),
+                dimension_names=("sample", "channel", *place.names(len(shape) - 1)),
                 attributes=attributes,
             )
         }
@@ -248,7 +251,10 @@ class _Writer:
                 dimension_names=("sample",),
                 attributes={"units": unit} if unit else {},
             )
-        for name, (values, described) in axes.items():
+        units = {"lat": "degrees_north", "lon": "degrees_east"}
+        for name, values in axes.items():
+            unit = units.get(name) or manifest.units.get("lengths")
+            described = {"units": unit} if unit else {}
             group.create_array(name, data=values, compressors=[guard], dimension_names=(name,), attributes=described)
         manifest.arrays[key] = StoredArray(site=site, shape=shape, crc32=dict.fromkeys(self.arrays[key], 0))
 
