@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
-from ..data.labelled import LabelledFields
 from ..data.store import ActivationStore
 from .command import Answer, command
 from .sources import InputSettings
@@ -36,22 +34,17 @@ def capture(settings: CaptureSettings) -> Answer:
 
     neuralop-sae capture --model checkpoints/fno --inputs train.safetensors --site fno_blocks.2 --output acts.zarr
     """
-    inputs = settings.read_inputs()
-    labels: dict[str, Any] = {}
-    if isinstance(inputs, LabelledFields):
-        labels = {"time": inputs.time, "trajectory": inputs.trajectory}
     store = ActivationStore.write(
         settings.output,
         settings.operator(),
         settings.site,
-        inputs,
+        settings.read_inputs(),
         batch_size=settings.batch_size,
         dtype=settings.dtype,
         padded=settings.padded,
         data_processor=settings.processor(),
         lengths=settings.lengths,
         progress=True,
-        **labels,
     )
     arrays = [
         {"site": entry.site, "samples": entry.n_samples, "channels": entry.shape[0], "grid": list(entry.shape[1:])}

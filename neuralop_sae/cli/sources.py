@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -167,15 +167,23 @@ def stored(
     return {name: store[name if grid is None else (name, grid)] for name in names}
 
 
-def read_fields(path: Path) -> tuple[dict[str, Tensor], Labels]:
-    """Numbers ``(N,)`` and fields ``(N, *grid)`` by name, of a ``.safetensors``, ``.npz``, ``.pt``, ``.nc`` or ``.zarr``, with
-    time and trajectory of the samples where the file has them."""
+class Fields(NamedTuple):
+    """What a file says of samples: numbers ``(N,)`` and fields ``(N, *grid)`` by name; when each was, and of which trajectory;
+    and the lengths of the periodic box."""
+
+    values: dict[str, Tensor]
+    labels: Labels = Labels()
+    lengths: tuple[float, ...] | None = None
+
+
+def read_fields(path: Path) -> Fields:
+    """Fields of a ``.safetensors``, ``.npz``, ``.pt``, ``.nc`` or ``.zarr``, with what else the file has."""
     if path.suffix in (".nc", ".zarr"):
         labelled = _labelled(path, None)
         values = dict(zip(labelled.channels, labelled.tensor().unbind(1), strict=True))
-        return values, Labels.of(labelled.time, labelled.trajectory, len(labelled))
+        return Fields(values, Labels.of(labelled.time, labelled.trajectory, len(labelled)), labelled.lengths)
     found = _tensors(path)
-    return {name or path.stem: tensor for name, tensor in found.items()}, Labels()
+    return Fields({name or path.stem: tensor for name, tensor in found.items()})
 
 
 def _labelled(path: Path, variables: Sequence[str] | None) -> LabelledFields:

@@ -87,9 +87,10 @@ def test_netcdf_gives_fields_and_times(tmp_path):
     xr.Dataset(data, coords).to_netcdf(tmp_path / "era.nc")
     inputs = InputSettings(inputs=str(tmp_path / "era.nc"), variables=["q"]).read_inputs()
     assert inputs[0]["x"].shape == (1, 5, 8)
-    values, labels = read_fields(tmp_path / "era.nc")
+    values, labels, lengths = read_fields(tmp_path / "era.nc")
     assert list(values) == ["t", "q"]
     torch.testing.assert_close(values["q"][0], torch.from_numpy(data["q"][1][0]).float())
+    assert lengths is None
     assert labels.time.diff().tolist() == [6 * 3600 * 10**6] * 2
 
 
