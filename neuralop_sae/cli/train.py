@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -16,7 +17,10 @@ from pydantic import Field
 
 from .. import checkpoint
 from ..data.activations import load_activations
+from ..layers.fourier import FourierBasis
+from ..layers.spherical import SphericalBasis
 from ..models.base import SAE, saes
+from ..models.sfno import SAESFNO
 from ..quickstart import check_device
 from ..training import distributed, trainer
 from ..training.history import TrainingHistory
@@ -28,6 +32,8 @@ from .shown import frame_table
 from .sources import stored
 
 __all__ = ["train"]
+
+_MAX_DEGREES = 16
 
 
 class TrainSettings(Settings):
@@ -41,7 +47,10 @@ class TrainSettings(Settings):
     output: Path = Field(Path("neuralop-sae-train"), description="Folder for the model, its history and its checkpoint.")
     site: list[str] | None = Field(None, description="Which sites of a store; all by default. Each gets a model.")
     grid: tuple[int, ...] | None = Field(None, description="Which grid of a store: --grid 32 --grid 32.")
-    model: str = Field("SAEFNO", description="SAEFNO, SAETFNO, SAEPointwise, ...")
+    model: str | None = Field(
+        None,
+        description="SAEFNO, SAETFNO, SAESFNO, SAEPointwise, ...; by default SAESFNO for a store on the sphere, else SAEFNO.",
+    )
     n_concepts: int = Field(256, description="Size of the dictionary.")
     k: list[int] | None = Field(None, description="Concepts on per sample: k of the concept rule. Each value gets a model.")
     k_local: list[int] | None = Field(None, description="Concepts expressed per point: k of the domain rule; as --k.")
@@ -55,6 +64,7 @@ class TrainSettings(Settings):
         1, description="Processes that share the dictionary, under torchrun; the others share the batches."
     )
     resume: bool = Field(False, description="Go on from the checkpoints in the output folder.")
+    overwrite: bool = Field(False, description="Train anew where the output folder holds a trained model.")
     log: Log | None = Field(None, description="Report to it too.")
     device: str = Field("cpu", description="cpu or cuda.")
     seed: int = Field(0, description="Of the dictionary's random start and the order of the fields.")
@@ -64,16 +74,27 @@ class TrainSettings(Settings):
         own = "seed" in self.training.model_fields_set
         return self.training if own else self.training.model_copy(update={"seed": self.seed})
 
-    def build(self, in_channels: int, k: int | None, k_local: int | None) -> SAE:
-        """A model for activations of so many channels."""
+    def build(self, activations: Activations, k: int | None, k_local: int | None) -> SAE:
+        """A model for activations; ValueError if it is none for the domain that they are on."""
+        _, channels, *grid = activations[:1].shape
+        basis = getattr(activations, "basis", None)
+        sphere = basis if isinstance(basis, SphericalBasis) else None
+        kind: Any = saes.get(self.model or ("SAEFNO" if sphere is None else "SAESFNO"))
         arguments = dict(self.arguments)
+        if sphere is not None and kind is SAESFNO:
+            arguments = {"grid": sphere.grid, "n_modes": _degrees(sphere, grid), **arguments}
         for name, default, value in (("concept_rule", "TopK", k), ("domain_rule", "SoftLocalTopK", k_local)):
             if value is not None:
                 given = arguments.get(name, default)
                 arguments[name] = {**(given if isinstance(given, Mapping) else {"name": given}), "k": value}
         torch.manual_seed(self.seed)
-        kind: Any = saes.get(self.model)
-        return kind(in_channels=in_channels, n_concepts=self.n_concepts, **arguments)
+        sae: SAE = kind(in_channels=channels, n_concepts=self.n_concepts, **arguments)
+        if sphere is not None and isinstance(sae.basis, FourierBasis):
+            raise ValueError(
+                f"the activations are on the sphere, on the grid {sphere.grid!r}, and this {kind.__name__} is on a periodic "
+                f'box: give --model SAESFNO, or to SAEPointwise --arguments \'{{"grid": "{sphere.grid}"}}\''
+            )
+        return sae
 
 
 @command(TrainSettings, interrupted="the last checkpoint is whole: go on with --resume")
@@ -90,7 +111,6 @@ def train(settings: TrainSettings) -> Answer:
     with distributed.start(settings.concept_parallel, settings.device) as parallel:
         if isinstance(parallel, distributed.Mesh):
             signal.signal(signal.SIGTERM, _ended_by_torchrun)
-        checkpoint.check_writable(settings.output)
         check_device(settings.device)
         activations = _activations(settings)
         device = parallel.device if isinstance(parallel, distributed.Mesh) else settings.device
@@ -99,13 +119,36 @@ def train(settings: TrainSettings) -> Answer:
         for site, k, k_local in product(activations, settings.k or none, settings.k_local or none):
             name = _name(site if len(activations) > 1 else "", k, k_local) or site
             site_of[name] = site
-            models[name] = settings.build(activations[site][:1].shape[1], k, k_local).to(device)
+            models[name] = settings.build(activations[site], k, k_local).to(device)
         log = settings.log if parallel.is_main else None
-        with open_log(log, settings.output, settings.model_dump(mode="json")) as on_log:
+        with (
+            _folder(settings, list(models)),
+            open_log(log, settings.output, settings.model_dump(mode="json")) as on_log,
+        ):
             if len(models) == 1:
                 ((name, sae),) = models.items()
                 return _train_one(settings, sae, activations[site_of[name]], parallel, on_log)
             return _train_many(settings, models, activations, site_of, parallel, on_log)
+
+
+@contextmanager
+def _folder(settings: TrainSettings, names: Sequence[str]) -> Iterator[None]:
+    """The folder of the output, which is gone again where nothing was written to it; ValueError if a finished run is there
+    that is neither to be resumed nor to be overwritten."""
+    folder = settings.output
+    finished = [path for path in (folder / "sae", *(folder / name / "sae" for name in names)) if path.exists()]
+    if finished and not settings.resume and not settings.overwrite:
+        raise ValueError(
+            f"{finished[0].parent} holds a trained model: give another --output, --resume to go on with it, or --overwrite"
+        )
+    is_new = not folder.exists()
+    checkpoint.check_writable(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if is_new:
+                folder.rmdir()
 
 
 def _train_one(
@@ -169,6 +212,12 @@ def _activations(settings: TrainSettings) -> dict[str, Activations]:
             raise ValueError(f"there are several activations of {', '.join(again)}: train on them one after the other")
         found |= new
     return found
+
+
+def _degrees(basis: SphericalBasis, grid: Sequence[int]) -> tuple[int, int]:
+    """Modes of a model on the sphere: all degrees that the grid holds, at most 16."""
+    held = basis.resolved_by(grid).n_modes[0]
+    return min(held, _MAX_DEGREES), 2 * min(held, _MAX_DEGREES)
 
 
 def _name(site: str, k: int | None, k_local: int | None) -> str:
