@@ -19,7 +19,7 @@ from ..checkpoint import write_json
 from .coordinates import basis_from
 from .place import Place
 
-__all__ = ["MANIFEST_NAME", "Manifest", "StoredArray", "crc32", "model_digest"]
+__all__ = ["MANIFEST_NAME", "Manifest", "StoredArray", "crc32", "damaged", "model_digest"]
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -128,13 +128,13 @@ class Manifest(BaseModel):
             data = json.loads(path.read_bytes())
             stored = data.pop("checksum")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}): write the store again") from error
+            raise damaged(folder, MANIFEST_NAME, error) from error
         if data.get("schema_version") != SCHEMA_VERSION:
             raise ValueError(
                 f"{path} has schema version {data.get('schema_version')}; this version of neuralop_sae reads {SCHEMA_VERSION}"
             )
         if stored != _digest(data):
-            raise ValueError(f"{path} is damaged (its checksum differs): write the store again")
+            raise damaged(folder, MANIFEST_NAME, "its checksum differs")
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -151,6 +151,12 @@ class Manifest(BaseModel):
     def place(self) -> Place:
         """Where the activations are."""
         return Place(None if self.basis is None else basis_from(self.basis), self.lengths, self.coordinates)
+
+
+def damaged(folder: Path, name: str, reason: object) -> ValueError:
+    """The error for something in the folder of a store that is not as it was written."""
+    said = repr(reason) if isinstance(reason, Exception) else reason
+    return ValueError(f"{folder / name} is damaged ({said}): delete the folder {folder} and write the store again")
 
 
 def crc32(tensor: Tensor, start: int = 0) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,7 +16,7 @@ from ..layers.basis import SpectralBasis
 from .extras import import_extra
 from .indexed import IndexedActivations
 from .labels import Labels
-from .manifest import Manifest, StoredArray, crc32
+from .manifest import Manifest, StoredArray, crc32, damaged
 from .place import Place
 from .writing import write_store
 
@@ -68,13 +69,11 @@ class ActivationStore:
             try:
                 self._arrays[key] = zarr.open_array(self.path, path=f"{key}/activations", mode="r")
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{self.path / key} is damaged ({error!r}): write the store again") from error
+                raise damaged(self.path, key, error) from error
             shape = self._arrays[key].shape
             if shape[0] < entry.n_samples or shape[1:] != entry.shape:
                 wanted = (entry.n_samples, *entry.shape)
-                raise ValueError(
-                    f"{self.path / key} is damaged (shape {shape}, in the manifest {wanted}): write the store again"
-                )
+                raise damaged(self.path, key, f"shape {shape}, in the manifest {wanted}")
 
     @classmethod
     def write(
@@ -235,7 +234,7 @@ class ActivationStore:
             for rows in view.rows.split(batch_size):
                 crc = crc32(view.read_stored(rows), crc)
             if crc != entry.crc32["activations"]:
-                raise ValueError(f"{self.path / key} is damaged (its checksum differs): write the store again")
+                raise damaged(self.path, key, "its checksum differs")
 
 
 class StoredActivations(IndexedActivations):
@@ -267,13 +266,10 @@ class StoredActivations(IndexedActivations):
             array = import_extra("zarr").open_array(self._folder, path=f"{self._key}/{name}", mode="r")
             labels = torch.from_numpy(np.asarray(array[: entry.n_samples]))
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise self._damaged(error) from error
+            raise damaged(self._folder, self._key, error) from error
         if crc32(labels) != entry.crc32[name]:
-            raise self._damaged(f"the checksum of {name} differs")
+            raise damaged(self._folder, self._key, f"the checksum of {name} differs")
         return labels
-
-    def _damaged(self, error: object) -> ValueError:
-        return ValueError(f"{self._folder / self._key} is damaged ({error}): write the store again")
 
     def read(self, rows: Tensor) -> Tensor:
         """See `IndexedActivations.read`; ValueError if a byte is not as it was written."""
@@ -285,9 +281,9 @@ class StoredActivations(IndexedActivations):
         try:
             fields = torch.from_numpy(np.asarray(self._array.oindex[rows.numpy()]))
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise self._damaged(error) from error
+            raise damaged(self._folder, self._key, error) from error
         if fields.isnan().any():  # what Zarr gives for a file that is not there; nothing else is written
-            raise self._damaged("a file is missing")
+            raise damaged(self._folder, self._key, "a file is missing")
         return fields
 
     def quadrature(self) -> Tensor:
@@ -302,5 +298,8 @@ class StoredActivations(IndexedActivations):
         """As an xarray ``DataArray (sample, channel, *grid)``, with latitude and longitude, or the positions in the box, and
         the time and the trajectory of each sample as coordinates. Its values are read when they are used."""
         xr = import_extra("xarray")
-        group = xr.open_zarr(self._folder, group=self._key, consolidated=False, chunks=None, decode_timedelta=False)
+        try:
+            group = xr.open_zarr(self._folder, group=self._key, consolidated=False, chunks=None, decode_timedelta=False)
+        except (OSError, JSONDecodeError, KeyError) as error:
+            raise damaged(self._folder, self._key, error) from error
         return group["activations"].isel(sample=self.rows.numpy())

@@ -21,7 +21,7 @@ from ..layers.basis import SpectralBasis
 from .coordinates import describe_basis
 from .extras import import_extra
 from .labels import Labels
-from .manifest import MANIFEST_NAME, Manifest, StoredArray, crc32, model_digest
+from .manifest import MANIFEST_NAME, Manifest, StoredArray, crc32, damaged, model_digest
 from .origins import check_order, labels_of, place_of
 from .samples import batches_of, n_known, prepared
 
@@ -131,13 +131,16 @@ class _Writer:
     def __init__(self, path: Path, manifest: Manifest, labels: Labels) -> None:
         self.path, self.manifest, self.labels = path, manifest, labels
         self.zarr = import_extra("zarr")
-        self.root = self.zarr.open_group(path, mode="a")
-        self.arrays = {
-            key: {name: self.root[f"{key}/{name}"] for name in entry.crc32} for key, entry in manifest.arrays.items()
-        }
-        for key, entry in manifest.arrays.items():
-            for array in self.arrays[key].values():
-                array.resize((entry.n_samples, *array.shape[1:]))
+        self.arrays: dict[str, dict[str, Any]] = {}
+        key = "zarr.json"
+        try:
+            self.root = self.zarr.open_group(path, mode="a")
+            for key, entry in manifest.arrays.items():
+                self.arrays[key] = {name: self.root[f"{key}/{name}"] for name in entry.crc32}
+                for array in self.arrays[key].values():
+                    array.resize((entry.n_samples, *array.shape[1:]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(path, key, error) from error
         self.waiting: dict[str, dict[str, list[Tensor]]] = {}
         self.n_batches = self.n_samples = self.inputs_crc32 = 0
 

@@ -308,6 +308,21 @@ def test_a_missing_file_is_no_data(tmp_path: Path, whole: Path) -> None:
         (tmp_path / "away").rename(path / name)
 
 
+@pytest.mark.parametrize("name", [MANIFEST_NAME, "zarr.json", f"{SITES[0]}/8x8/activations/zarr.json"])
+def test_what_is_damaged_is_written_again_once_its_folder_is_gone(tmp_path: Path, whole: Path, name: str) -> None:
+    path = tmp_path / "acts.zarr"
+    shutil.copytree(whole, path)
+    (path / name).write_text("{")
+    said = rf"is damaged \(.*\): delete the folder {path} and write the store again"
+    with pytest.raises(ValueError, match=said):
+        write(path)
+    if name != "zarr.json":  # the group of the root is not read
+        with pytest.raises(ValueError, match=said):
+            ActivationStore(path)
+    shutil.rmtree(path)
+    write(path).verify()
+
+
 def test_exchanged_files_are_found_by_verify(tmp_path: Path, whole: Path) -> None:
     path = tmp_path / "acts.zarr"
     shutil.copytree(whole, path)
