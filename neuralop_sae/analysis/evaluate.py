@@ -11,13 +11,21 @@ from tqdm import tqdm
 
 from ..attach.capture import eval_mode
 from ..codes import ConceptCodes
+from ..data.activations import opened
+from ..data.indexed import IndexedActivations
+from ..data.store import ActivationStore
 from ..metrics import FieldStatistics, energy_quantile_count, participation, usage_entropy
 from ..models.base import SAE
 
 
 @torch.no_grad()
 def evaluate(
-    sae: SAE, activations: Tensor, *, prefixes: Sequence[int] = (), batch_size: int = 16, progress: bool = False
+    sae: SAE,
+    activations: Tensor | IndexedActivations | ActivationStore,
+    *,
+    prefixes: Sequence[int] = (),
+    batch_size: int = 16,
+    progress: bool = False,
 ) -> dict[str, float]:
     """Metrics of a model on held-out activations, in eval mode.
 
@@ -25,8 +33,8 @@ def evaluate(
     ----------
     sae : SAE
         The model; its training flags are restored.
-    activations : Tensor
-        ``(N, channels, *grid)``.
+    activations : Tensor or store
+        ``(N, channels, *grid)``, as in :func:`~neuralop_sae.train`.
     prefixes : sequence of int
         Sizes of nested dictionaries (:class:`~neuralop_sae.TrainingConfig`), whose own ``fve`` is told as ``fve_first_32``.
     batch_size : int
@@ -52,7 +60,7 @@ def evaluate(
     statistics, use = FieldStatistics(), ConceptUse(sae)
     of_prefixes = {n: FieldStatistics() for n in prefixes}
     with eval_mode(sae):
-        for x in tqdm(activations.split(batch_size), desc="evaluate", disable=not progress):
+        for x in tqdm(opened(activations).split(batch_size), desc="evaluate", disable=not progress):
             x = x.to(sae.mean.device)
             out = sae(x, prefixes=tuple(prefixes)) if prefixes else sae(x)
             quadrature = sae.basis.quadrature(x.shape[2:], like=out.reconstruction)
@@ -116,7 +124,13 @@ class ConceptUse:
 
 
 @torch.no_grad()
-def code_consistency(sae: SAE, coarse: Tensor, fine: Tensor, *, batch_size: int = 8) -> dict[str, float]:
+def code_consistency(
+    sae: SAE,
+    coarse: Tensor | IndexedActivations | ActivationStore,
+    fine: Tensor | IndexedActivations | ActivationStore,
+    *,
+    batch_size: int = 8,
+) -> dict[str, float]:
     """Do codes mean the same on another grid? Codes of the same samples at two resolutions, compared on the coarse grid.
 
     Where the fine grid contains the coarse one (whole ratios), fine codes are read off at the shared points; otherwise
@@ -137,11 +151,12 @@ def code_consistency(sae: SAE, coarse: Tensor, fine: Tensor, *, batch_size: int 
         ``code_consistency`` (Pearson r over all concepts and points; NaN for constant codes), ``code_relative_l2`` and
         ``code_support_iou``.
     """
-    if len(coarse) != len(fine):
-        raise ValueError(f"the same samples on two grids are needed, got {len(coarse)} and {len(fine)}")
+    low_fields, high_fields = opened(coarse), opened(fine)
+    if len(low_fields) != len(high_fields):
+        raise ValueError(f"the same samples on two grids are needed, got {len(low_fields)} and {len(high_fields)}")
     sums = torch.zeros(8, dtype=torch.float64)
     with eval_mode(sae):
-        for low, high in zip(coarse.split(batch_size), fine.split(batch_size), strict=True):
+        for low, high in zip(low_fields.split(batch_size), high_fields.split(batch_size), strict=True):
             a = sae.encode(low.to(sae.mean.device))
             b = a.basis.restrict(sae.encode(high.to(sae.mean.device)).to_dense(), a.grid)
             x, y = a.to_dense().double(), b.double()

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
 from ..checkpoint import write_atomically
+from ..data.indexed import IndexedActivations
 from ..models.base import SAE
 from .cards import Cards
 from .causal import CausalTest
@@ -166,7 +167,8 @@ def _check_fields(sae: SAE, activations: Tensor, inputs: Tensor | None, high_res
         if field is None and name != "activations":
             continue
         if not isinstance(field, Tensor):
-            raise TypeError(f"{name} must be a tensor (N, channels, *grid), got {type(field).__name__}")
+            way = "; read some of them: view[:n]" if isinstance(field, IndexedActivations) else ""
+            raise TypeError(f"{name} must be a tensor (N, channels, *grid), got {type(field).__name__}{way}")
         if field.ndim != sae.n_dim + 2 or 0 in field.shape:
             raise ValueError(f"{name} must be (N, channels, *grid) with {sae.n_dim} grid axes, got {tuple(field.shape)}")
         if name != "inputs" and field.shape[1] != sae.in_channels:

@@ -71,13 +71,12 @@ def evaluate(settings: EvaluateSettings) -> Answer:
     site = getattr(activations, "site", settings.site)
     if settings.model is not None and site is None:
         raise ValueError("faithfulness needs the site that the activations are from: give --site")
-    # A store is split into batches as a tensor is.
-    metrics = run(sae, activations, batch_size=settings.batch_size, progress=True)  # type: ignore[arg-type]
+    metrics = run(sae, activations, batch_size=settings.batch_size, progress=True)
     if settings.model is not None and site is not None:
         operator, inputs, processor = settings.operator(), settings.read_inputs(), settings.processor()
         metrics |= faithfulness(operator, site, sae, inputs, data_processor=processor, batch_size=settings.batch_size)
     if fine is not None:
-        metrics |= code_consistency(sae, activations, fine, batch_size=settings.batch_size)  # type: ignore[arg-type]
+        metrics |= code_consistency(sae, activations, fine, batch_size=settings.batch_size)
     if settings.output is not None:
         checkpoint.write_json(settings.output, metrics)
         Console(stderr=True).print(f"metrics are in {settings.output}", markup=False)

@@ -1,14 +1,23 @@
-"""Activations from a file."""
+"""Activations from a file, and from what a caller has in hand."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from .indexed import IndexedActivations
+from .store import ActivationStore, StoredActivations
+
+__all__ = ["load_activations", "opened"]
+
+A = TypeVar("A")
 
 
 def load_activations(path: str | Path) -> Tensor:
@@ -33,6 +42,43 @@ def load_activations(path: str | Path) -> Tensor:
         raise ValueError(
             f"activations are real fields (N, channels, *grid), but {path.name} holds {activations.dtype} of shape "
             f"{tuple(activations.shape)}"
+        )
+    return activations
+
+
+@overload
+def opened(activations: Tensor | IndexedActivations | ActivationStore) -> Tensor | IndexedActivations: ...
+
+
+@overload
+def opened(activations: A | ActivationStore) -> A | StoredActivations: ...
+
+
+def opened(activations: Any) -> Any:
+    """Activations as they are, and those of a store with one site and one grid.
+
+    Raises
+    ------
+    TypeError
+        For a numpy array, a mapping, or what has no samples by number.
+    ValueError
+        If a store has several sites or grids, or is not complete.
+    """
+    if isinstance(activations, ActivationStore):
+        if not activations.complete:
+            raise ValueError(f"{activations.path} is not complete: write it with the same call again, which goes on")
+        known = [(site, grid) for site, grids in activations.grids.items() for grid in grids]
+        if len(known) != 1:
+            shown = ", ".join(f"[{site!r}, {grid}]" for site, grid in known)
+            raise ValueError(f"{activations.path} holds several activations: pass store['site', grid]; it has: {shown}")
+        return activations[known[0]]
+    refused = isinstance(activations, (Mapping, np.ndarray)) or not hasattr(activations, "__getitem__")
+    if refused or not hasattr(activations, "__len__"):
+        way = ": use torch.from_numpy" if isinstance(activations, np.ndarray) else ""
+        way = ": pass one of its entries" if isinstance(activations, Mapping) else way
+        raise TypeError(
+            "activations are a tensor (N, channels, *grid), an ActivationStore, one of its sites as in store['site'], or a "
+            f"stream, not {type(activations).__name__}{way}"
         )
     return activations
 

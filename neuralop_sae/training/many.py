@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from ..data.activations import opened
+from ..data.store import ActivationStore
 from ..models.base import SAE
 from .config import TrainingConfig
 from .history import TrainingHistory
@@ -19,7 +21,7 @@ _SHARED = ("n_epochs", "batch_size", "seed")
 
 def train_many(
     saes: Mapping[str, SAE],
-    activations: Activations | Mapping[str, Activations],
+    activations: Activations | ActivationStore | Mapping[str, Activations],
     config: TrainingConfig | Mapping[str, TrainingConfig] | None = None,
     *,
     sites: Mapping[str, str] | None = None,
@@ -120,13 +122,15 @@ def _configs(
 
 
 def _sites(
-    saes: Mapping[str, SAE], activations: Activations | Mapping[str, Activations], sites: Mapping[str, str] | None
+    saes: Mapping[str, SAE],
+    activations: Activations | ActivationStore | Mapping[str, Activations],
+    sites: Mapping[str, str] | None,
 ) -> tuple[dict[str, str], dict[str, Activations]]:
     """The site of each model and the activations of each site, checked."""
     if not isinstance(activations, Mapping):
         if sites is not None:
             raise ValueError("sites name entries of activations, which are of one site: leave sites out, or give a mapping")
-        return dict.fromkeys(saes, ""), {"": activations}
+        return dict.fromkeys(saes, ""), {"": opened(activations)}
     site_of = {name: name for name in saes} if sites is None else dict(sites)
     _check_names("sites", site_of, saes)
     unknown = sorted(set(site_of.values()) - set(activations))
@@ -134,7 +138,7 @@ def _sites(
         raise ValueError(
             f"there are activations of the sites {sorted(activations)}, not of {unknown}; name one of them in sites"
         )
-    stores = {site: activations[site] for site in dict.fromkeys(site_of.values())}
+    stores = {site: opened(activations[site]) for site in dict.fromkeys(site_of.values())}
     lengths = {site: len(store) for site, store in stores.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"activations of several sites are of the same samples, got {lengths} of them")

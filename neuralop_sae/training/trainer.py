@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..data.activations import opened
+from ..data.store import ActivationStore
 from ..models.base import SAE
 from .config import TrainingConfig
 from .distributed import Single
@@ -18,7 +20,7 @@ __all__ = ["TrainingConfig", "TrainingHistory", "save_pretrained", "train"]
 
 def train(
     sae: SAE,
-    activations: Activations,
+    activations: Activations | ActivationStore,
     config: TrainingConfig | None = None,
     *,
     loss: Loss | None = None,
@@ -38,7 +40,8 @@ def train(
     sae : SAE
         The model.
     activations : Tensor or store
-        ``(N, channels, *grid)``; see :class:`~neuralop_sae.training.statistics.Activations`.
+        ``(N, channels, *grid)``; see :class:`~neuralop_sae.training.statistics.Activations`. Of a store its only site and
+        grid, or one of them, as ``store["fno_blocks.2"]``.
     config : TrainingConfig, optional
         How.
     loss : callable, optional
@@ -92,7 +95,7 @@ def train(
     1
     """
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    run = Run(sae, activations, config or TrainingConfig(), folder, parallel, loss, on_log=on_log)
+    run = Run(sae, opened(activations), config or TrainingConfig(), folder, parallel, loss, on_log=on_log)
     if resume and run.is_saved:
         run.load()
     else:

@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from neuralop.models import FNO
 from safetensors.torch import save_file
 
-from neuralop_sae.data.activations import load_activations
+import neuralop_sae as ns
+from neuralop_sae.data.activations import load_activations, opened
+from neuralop_sae.data.store import ActivationStore
 
 FIELDS = torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).reshape(2, 3, 4, 5)
 
@@ -162,3 +165,59 @@ def test_a_missing_file_or_a_folder(tmp_path):
     for name in ("acts.safetensors", "acts.npy", "folder.npy"):
         with pytest.raises(FileNotFoundError, match=f"there is no file .*{name}"):
             load_activations(tmp_path / name)
+
+
+@pytest.fixture
+def operator():
+    torch.manual_seed(0)
+    return FNO(n_modes=(4, 4), in_channels=1, out_channels=1, hidden_channels=3, n_layers=2)
+
+
+def test_a_store_of_one_site_is_its_activations(operator, tmp_path):
+    x = torch.randn(6, 1, 8, 8)
+    store = ActivationStore.write(tmp_path / "acts.zarr", operator, "fno_blocks.0", x)
+    view = store["fno_blocks.0"]
+    assert torch.equal(opened(store)[:], view[:])
+    config = ns.TrainingConfig(n_epochs=1, batch_size=3)
+    weights, metrics = [], []
+    for given in (store, view[:]):
+        torch.manual_seed(0)
+        sae = ns.SAEFNO(3, 4, (3, 3), concept_rule=ns.TopK(2))
+        ns.train(sae, given, config, progress=False)
+        weights.append(sae.state_dict())
+        metrics.append(ns.evaluate(sae, given))
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert metrics[0] == pytest.approx(metrics[1])
+    ns.train_many({"a": sae}, {"a": store}, config, progress=False)
+    with pytest.raises(TypeError, match=r"got StoredActivations; read some of them: view\[:n\]"):
+        ns.report(sae, view, path=tmp_path / "report.html")
+
+
+def test_a_store_of_several_is_told_what_it_has(operator, tmp_path):
+    inputs = {8: torch.randn(3, 1, 8, 8), 12: torch.randn(3, 1, 12, 12)}
+    store = ActivationStore.write(tmp_path / "acts.zarr", operator, "fno_blocks.0", inputs)
+    said = r"pass store\['site', grid\]; it has: \['fno_blocks.0', \(8, 8\)\], \['fno_blocks.0', \(12, 12\)\]"
+    with pytest.raises(ValueError, match=said):
+        ns.train(ns.SAEFNO(3, 4, (3, 3)), store)
+
+
+def test_an_incomplete_store_is_refused(operator, tmp_path, monkeypatch):
+    store = ActivationStore.write(tmp_path / "acts.zarr", operator, "fno_blocks.0", torch.randn(6, 1, 8, 8))
+    monkeypatch.setattr(ActivationStore, "complete", False)
+    with pytest.raises(ValueError, match="is not complete: write it with the same call again"):
+        opened(store)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (FIELDS.numpy(), "not ndarray: use torch.from_numpy"),
+        ({"fno_blocks.0": FIELDS}, "not dict: pass one of its entries"),
+        (iter([FIELDS]), "not list_iterator"),
+    ],
+)
+def test_what_holds_no_samples_by_number(given, said):
+    with pytest.raises(TypeError, match=rf"a tensor \(N, channels, \*grid\), an ActivationStore, .*{said}"):
+        ns.train(ns.SAEFNO(3, 4, (3, 3)), given)
+    with pytest.raises(TypeError, match=said):
+        ns.evaluate(ns.SAEFNO(3, 4, (3, 3)), given)
