@@ -72,11 +72,11 @@ def capture(
         The operator; a mapping is handed to it by the names that its ``forward`` takes, see `call_model`.
     sites : str or sequence of str
         Names from `find_sites`.
-    inputs : Tensor, mapping of str to Tensor, or iterable
-        A tensor ``(N, channels, *grid)``; a mapping of the model's inputs by name, ``"x"`` being such a tensor; or
-        batches, each a tensor or a mapping, such as neuralop's data loaders.
+    inputs : Tensor, mapping of str to Tensor, Dataset, or iterable
+        A tensor ``(N, channels, *grid)``; a mapping of the model's inputs by name, ``"x"`` being such a tensor; a data set
+        of such samples, as `from_xarray` gives one; or batches, each a tensor or a mapping, such as neuralop's data loaders.
     batch_size : int, optional
-        Samples per forward pass for a tensor or a mapping; batches are used as they come.
+        Samples per forward pass for a tensor, a mapping or a data set; batches are used as they come.
     padded : bool, optional
         Whether to keep neuralop's domain padding at the sites that have it; by default it is cut off.
     device : torch.device or str, optional

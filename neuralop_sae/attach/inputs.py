@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from .rules import original_module, rule_of
 
-Inputs = Tensor | Mapping[str, Any] | Iterable[Any]
+Inputs = Tensor | Mapping[str, Any] | Dataset[Any] | Iterable[Any]
 
 
 def iterate_batches(inputs: Inputs, batch_size: int = 32, shared: Collection[str] = ()) -> Iterator[dict[str, Any]]:
@@ -21,10 +22,10 @@ def iterate_batches(inputs: Inputs, batch_size: int = 32, shared: Collection[str
 
     Parameters
     ----------
-    inputs : Tensor, mapping of str to Tensor, or iterable
+    inputs : Tensor, mapping of str to Tensor, Dataset, or iterable
         As in `capture`.
     batch_size : int, optional
-        Samples per batch for a tensor or a mapping; batches of an iterable are passed on as they come.
+        Samples per batch for a tensor, a mapping or a data set; batches of an iterable are passed on as they come.
     shared : collection of str, optional
         Entries of a mapping that all samples share, such as a geometry: they are in every batch as they are. Entries
         that are no tensors, and tensors without axes, are shared too. See `shared_arguments`.
@@ -59,11 +60,17 @@ def iterate_batches(inputs: Inputs, batch_size: int = 32, shared: Collection[str
             )
         for start in range(0, n_samples(whole, shared), batch_size):
             yield whole | {key: value[start : start + batch_size] for key, value in batched.items()}
-    elif isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes)):
+    elif _is_numbered(inputs):
+        for batch in DataLoader(inputs, batch_size=batch_size):  # type: ignore[arg-type]  # a data set
+            yield _as_batch(batch)
+    elif isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes)) and not hasattr(inputs, "__array__"):
         for batch in inputs:
             yield _as_batch(batch)
     else:
-        raise TypeError(f"inputs must be a tensor, a mapping or an iterable of batches; got {type(inputs).__name__}")
+        way = ": use torch.from_numpy, or neuralop_sae.from_xarray for coordinates" if hasattr(inputs, "__array__") else ""
+        raise TypeError(
+            f"inputs must be a tensor, a mapping, a data set or an iterable of batches; got {type(inputs).__name__}{way}"
+        )
 
 
 def call_model(model: nn.Module, batch: Mapping[str, Any], device: torch.device | str | None = None) -> Any:
@@ -192,7 +199,14 @@ def n_batches(inputs: Inputs, batch_size: int, shared: Collection[str] = ()) -> 
         return ceil(len(inputs) / batch_size)
     if isinstance(inputs, Mapping):
         return ceil(n_samples(inputs, shared) / batch_size)
+    if _is_numbered(inputs):
+        return ceil(length_hint(inputs) / batch_size) or None
     return length_hint(inputs) or None
+
+
+def _is_numbered(inputs: Any) -> bool:
+    """Whether the inputs are a data set whose samples are asked for by number."""
+    return isinstance(inputs, Dataset) and not isinstance(inputs, Iterable)
 
 
 def _named_module(model: nn.Module) -> nn.Module:
@@ -231,6 +245,8 @@ def _as_batch(batch: Any) -> dict[str, Any]:
             f"a batch must be a tensor or a mapping of the model's inputs by name; got {type(batch).__name__}: "
             "pass for example ({'x': b[0]} for b in loader)"
         )
+    if hasattr(batch, "data_vars"):
+        raise TypeError("an xarray Dataset becomes the input of an operator by neuralop_sae.from_xarray")
     if not isinstance(batch.get("x"), (Tensor, type(None))):
         raise TypeError(f"the model's input 'x' must be a tensor; got {type(batch['x']).__name__}")
     return dict(batch)

@@ -14,9 +14,9 @@ from ..layers.basis import SpectralBasis, bases
 from ..layers.fourier import FourierBasis
 from ..layers.spherical import SphericalBasis
 
-__all__ = ["LATITUDES", "LONGITUDES", "basis_from", "basis_of", "describe_basis", "grid_of"]
+__all__ = ["LATITUDES", "LONGITUDES", "TIMES", "basis_from", "basis_of", "describe_basis", "grid_of"]
 
-LATITUDES, LONGITUDES = ("lat", "latitude"), ("lon", "longitude")
+LATITUDES, LONGITUDES, TIMES = ("lat", "latitude"), ("lon", "longitude"), ("time", "valid_time")
 
 
 def basis_of(model: nn.Module) -> SpectralBasis | None:

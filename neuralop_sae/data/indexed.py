@@ -27,8 +27,12 @@ class IndexedActivations(ABC):
     ----------
     shape : sequence of int
         ``(N, channels, *grid)``.
-    labels : Labels
-        When each sample was, and which trajectory it belongs to.
+    time : Tensor, optional
+        ``(N,)``: when each sample was.
+    trajectory : Tensor, optional
+        ``(N,)`` int64: which trajectory each sample belongs to.
+    time_units, calendar : str, optional
+        Of `time`.
 
     Attributes
     ----------
@@ -36,12 +40,21 @@ class IndexedActivations(ABC):
         Which of the samples these are, int64; all of them at first, a part after `train_test`.
     time_units : str or None
         Of `time`, where they are known.
+    calendar : str or None
+        Of `time`, where it counts from a date in another calendar than numpy's.
     """
 
-    def __init__(self, shape: Sequence[int], labels: Labels) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        time: Tensor | None = None,
+        trajectory: Tensor | None = None,
+        time_units: str | None = None,
+        calendar: str | None = None,
+    ) -> None:
         self.rows = torch.arange(shape[0])
         self._shape = tuple(shape[1:])
-        self._time, self._trajectory, self.time_units = labels.time, labels.trajectory, labels.time_units
+        self._time, self._trajectory, self.time_units, self.calendar = time, trajectory, time_units, calendar
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="activations")
         self._ahead: tuple[Tensor, Future[Tensor]] | None = None
 
@@ -50,9 +63,9 @@ class IndexedActivations(ABC):
         """The samples `rows` ``(B,)`` of the whole: ``(B, channels, *grid)``, on the CPU."""
 
     @property
-    @abstractmethod
     def place(self) -> Place:
         """Where the activations are, as far as that is known."""
+        return Place()
 
     @property
     def basis(self) -> SpectralBasis | None:
@@ -82,7 +95,7 @@ class IndexedActivations(ABC):
     @property
     def dates(self) -> np.ndarray | None:
         """``(N,)`` datetime64: :attr:`time` where dates were given, else None."""
-        return Labels(self.time, time_units=self.time_units).dates
+        return Labels(self.time, None, self.time_units, self.calendar).dates
 
     @property
     def trajectory(self) -> Tensor | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..codes import ConceptCodes
-from .coordinates import LATITUDES, LONGITUDES, grid_of
+from .coordinates import LATITUDES, LONGITUDES, TIMES, grid_of
 from .extras import import_extra
 from .indexed import IndexedActivations
 from .labels import Labels
@@ -60,6 +60,7 @@ class LabelledFields(Dataset[dict[str, Tensor]]):
         variables: Mapping[str, xarray.DataArray],
         sample_dims: tuple[str, ...],
         grid_dims: tuple[str, ...],
+        time_dim: str | None = None,
     ) -> None:
         self._variables, self._sample_dims, self._grid_dims = dict(variables), sample_dims, grid_dims
         sizes: dict[str, int] = {}
@@ -77,11 +78,11 @@ class LabelledFields(Dataset[dict[str, Tensor]]):
             if name in points and np.issubdtype(points[name].dtype, np.number)
         }
         places = dict(zip(sample_dims, np.unravel_index(np.arange(len(self)), self._sample_shape or (1,)), strict=False))
-        dates = next((np.asarray(v.coords["time"]) for v in variables.values() if "time" in v.coords), None)
+        dates = next((np.asarray(v.coords[time_dim]) for v in variables.values() if time_dim in v.coords), None)
         self.time: np.ndarray | None = None
-        if "time" in places:
-            self.time = places["time"] if dates is None else dates[places["time"]]
-        other = [name for name in sample_dims if name != "time"]
+        if time_dim in places:
+            self.time = places[time_dim] if dates is None else dates[places[time_dim]]
+        other = [name for name in sample_dims if name != time_dim]
         self.trajectory = torch.from_numpy(places[other[0]]) if other else None
         self.mean: Tensor | None = None
         self.std: Tensor | None = None
@@ -171,9 +172,10 @@ class LabelledFields(Dataset[dict[str, Tensor]]):
 
 
 def from_xarray(
-    dataset: xarray.Dataset,
-    variables: Sequence[str] | None = None,
+    dataset: xarray.Dataset | xarray.DataArray,
+    variables: str | Sequence[str] | None = None,
     *,
+    time_dim: str | None = None,
     trajectory: str | None = None,
     grid_dims: Sequence[str] | None = None,
     normalize: bool = False,
@@ -185,11 +187,13 @@ def from_xarray(
 
     Parameters
     ----------
-    dataset : xarray.Dataset
-        Has the variables on a grid of latitudes and longitudes, or of a periodic box. The dimension ``time`` counts samples;
-        variables without it are the same at all times. Other dimensions, such as levels, become channels.
-    variables : sequence of str, optional
+    dataset : xarray.Dataset or DataArray
+        Has the variables, or is the only one, on a grid of latitudes and longitudes, or of a periodic box. The dimension of
+        time counts samples; variables without it are the same at all times. Other dimensions, such as levels, become channels.
+    variables : str or sequence of str, optional
         Which, in the order of the channels; all by default.
+    time_dim : str, optional
+        Dimension of time; by default ``time`` or, as in ERA5, ``valid_time``.
     trajectory : str, optional
         Dimension that counts trajectories, such as ``"member"``.
     grid_dims : sequence of str, optional
@@ -222,14 +226,21 @@ def from_xarray(
     >>> fields[3]["x"].shape
     torch.Size([1, 9, 16])
     """
-    names = [str(name) for name in dataset.data_vars] if variables is None else list(variables)
+    xr = import_extra("xarray")
+    if isinstance(dataset, xr.DataArray):
+        dataset = dataset.to_dataset(name=dataset.name or "field")
+    if not isinstance(dataset, xr.Dataset):
+        raise TypeError(f"from_xarray takes a Dataset or a DataArray of xarray, not {type(dataset).__name__}")
+    chosen_names = [variables] if isinstance(variables, str) else variables
+    names = [str(name) for name in dataset.data_vars] if chosen_names is None else list(chosen_names)
     missing = [name for name in names if name not in dataset.data_vars]
     if missing or not names:
         known = ", ".join(map(str, dataset.data_vars)) or "none"
         raise ValueError(f"the dataset has no variables {', '.join(missing) or 'at all'}; it has: {known}")
     found = {str(name) for name in dataset.dims}
     chosen = _default_grid_dims(found) if grid_dims is None else tuple(grid_dims)
-    unknown = [name for name in (*chosen, *([trajectory] if trajectory else [])) if name not in found]
+    named = [name for name in (trajectory, time_dim) if name is not None]
+    unknown = [name for name in (*chosen, *named) if name not in found]
     if unknown or not chosen:
         raise ValueError(
             f"the dimensions {', '.join(unknown) or 'of the grid'} are not among those of the dataset: "
@@ -241,8 +252,9 @@ def from_xarray(
                 f"{name} has the dimensions {tuple(dataset[name].dims)}, not all of the grid's {chosen}: leave it out, or "
                 "spread it over the grid first"
             )
-    samples = tuple(name for name in (trajectory, "time") if name is not None and name in found)
-    fields = LabelledFields({name: dataset[name] for name in names}, samples, chosen)
+    time_dim = time_dim or next((name for name in TIMES if name in found), None)
+    samples = tuple(name for name in (trajectory, time_dim) if name is not None)
+    fields = LabelledFields({name: dataset[name] for name in names}, samples, chosen, time_dim)
     if normalize:
         fields.normalize()
     return fields
@@ -285,15 +297,9 @@ def codes_to_xarray(
     """
     xr = import_extra("xarray")
     codes = codes.detach().cpu()
-    points: dict[str, tuple[float, ...]] = {}
-    if like is not None:
-        if time is None:
-            time = like.time if isinstance(like, LabelledFields) or like.dates is None else like.dates
-        trajectory = like.trajectory if trajectory is None else trajectory
-        lengths = lengths or like.lengths
-        points = {name: tuple(map(float, values)) for name, values in like.coordinates.items()}
-    checked = Labels.of(time, trajectory, codes.n_samples)
-    named = {name: np.asarray(time) if name == "time" else tensor.numpy() for name, tensor in checked.tensors().items()}
+    labels = _labels(like, time, trajectory, codes.n_samples)
+    points = {} if like is None else {name: tuple(map(float, values)) for name, values in like.coordinates.items()}
+    lengths = lengths or (None if like is None else like.lengths)
     place = Place(codes.basis, None if lengths is None else tuple(lengths), points)
     units = {"lat": {"units": "degrees_north"}, "lon": {"units": "degrees_east"}}
     axes = place.coordinates(codes.grid)
@@ -301,11 +307,11 @@ def codes_to_xarray(
     grid = place.names(len(codes.grid))
     if concepts is not None:
         values = torch.stack([codes.of(concept) for concept in concepts], 1).numpy()
-        coords |= {name: ("sample", label) for name, label in named.items()} | {"concept": list(concepts)}
+        coords |= {name: ("sample", *label) for name, label in labels.items()} | {"concept": list(concepts)}
         return xr.Dataset({"code": (("sample", "concept", *grid), values)}, coords, {"n_concepts": codes.n_concepts})
     sample = codes.sample.numpy()
     coords |= {"sample": ("row", sample), "concept": ("row", codes.concept.numpy())}
-    coords |= {name: ("row", label[sample]) for name, label in named.items()}
+    coords |= {name: ("row", label[sample], described) for name, (label, described) in labels.items()}
     data = {"code": (("row", *grid), codes.values.numpy()), "norm": ("row", codes.norms().numpy())}
     return xr.Dataset(data, coords, {"n_samples": codes.n_samples, "n_concepts": codes.n_concepts})
 
@@ -315,3 +321,20 @@ def _default_grid_dims(found: set[str]) -> tuple[str, ...]:
     if all(sphere):
         return sphere[0][0], sphere[1][0]
     return tuple(name for name in ("z", "y", "x") if name in found)
+
+
+def _labels(
+    like: LabelledFields | IndexedActivations | None, time: Any, trajectory: Any, n_samples: int
+) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
+    """Time and trajectory of samples with their attributes: those given, else those of `like`."""
+    described = {}
+    if time is None and isinstance(like, LabelledFields):
+        time = like.time
+    elif time is None and isinstance(like, IndexedActivations):
+        time = like.time if like.dates is None else like.dates
+        known = {"units": like.time_units, "calendar": like.calendar} if like.dates is None else {}
+        described = {name: value for name, value in known.items() if value}
+    if trajectory is None and like is not None:
+        trajectory = like.trajectory
+    found = Labels.of(time, trajectory, n_samples).tensors()
+    return {name: (np.asarray(time), described) if name == "time" else (tensor.numpy(), {}) for name, tensor in found.items()}

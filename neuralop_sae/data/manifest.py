@@ -75,6 +75,8 @@ class Manifest(BaseModel):
         Those of the grid of the inputs, by axis, where they had some.
     units : dict of str to str
         Units of ``"activations"``, ``"lengths"`` and ``"time"``.
+    calendar : str, optional
+        In which time counts from a date, where it is not that of numpy.
     n_batches, n_samples : int
         Inputs of which everything is stored.
     inputs_crc32 : int
@@ -99,6 +101,7 @@ class Manifest(BaseModel):
     lengths: tuple[float, ...] | None
     coordinates: dict[str, tuple[float, ...]] = {}
     units: dict[str, str]
+    calendar: str | None = None
     n_batches: int = 0
     n_samples: int = 0
     inputs_crc32: int = 0

@@ -31,7 +31,7 @@ def batches_of(inputs: Any, batch_size: int, shared: Collection[str] = ()) -> It
     """
     if is_by_resolution(inputs):
         return chain.from_iterable(batches_of(part, batch_size, shared) for part in inputs.values())
-    if isinstance(inputs, Dataset):
+    if isinstance(inputs, IterableDataset):
         inputs = DataLoader(inputs, batch_size=batch_size)
     return iterate_batches(inputs, batch_size, shared)
 

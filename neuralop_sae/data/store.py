@@ -15,7 +15,6 @@ from .. import notebook
 from ..layers.basis import SpectralBasis
 from .extras import import_extra
 from .indexed import IndexedActivations
-from .labels import Labels
 from .manifest import Manifest, StoredArray, crc32, damaged
 from .place import Place
 from .writing import write_store
@@ -122,8 +121,8 @@ class ActivationStore:
         padded, device, data_processor, shared, progress
             As in `capture`.
         time : array, optional
-            ``(N,)`` numbers or dates (``datetime64``), one for each sample in order. By default those of `from_xarray`, where
-            the inputs come from it; so for the next three.
+            ``(N,)`` numbers or dates (``datetime64``, or cftime's for other calendars), one for each sample in order. By
+            default those of `from_xarray`, where the inputs come from it; so for trajectories, basis and lengths.
         trajectory : array, optional
             ``(N,)`` whole numbers: which run of a simulation, or which member, each sample belongs to.
         basis : SpectralBasis, optional
@@ -252,9 +251,9 @@ class StoredActivations(IndexedActivations):
         self.site, self.grid = entry.site, entry.shape[1:]
         self._folder, self._key, self._array, self._manifest = store.path, key, array, store.manifest
         labels = {name: self._label(name, entry) for name in ("time", "trajectory") if name in entry.crc32}
-        units = store.manifest.units.get("time")
-        kept = Labels(labels.get("time"), labels.get("trajectory"), units)
-        super().__init__((entry.n_samples, *entry.shape), kept)
+        units, calendar = store.manifest.units.get("time"), store.manifest.calendar
+        shape = (entry.n_samples, *entry.shape)
+        super().__init__(shape, labels.get("time"), labels.get("trajectory"), units, calendar)
 
     @property
     def place(self) -> Place:

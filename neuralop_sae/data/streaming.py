@@ -26,7 +26,7 @@ class ActivationStream(IndexedActivations):
     inputs that are asked for."""
 
     def __init__(self, source: _Source, site: str, shape: Sequence[int], labels: Labels, place: Place) -> None:
-        super().__init__(shape, labels)
+        super().__init__(shape, *labels)
         self.site = site
         self._source, self._place = source, place
 

@@ -70,6 +70,7 @@ def write_store(
         lengths=place.lengths,
         coordinates=dict(place.points),
         units=units,
+        calendar=checked.calendar,
     )
     _check(manifest)
     writer = _Writer(path, _taken_up(path, manifest), checked)
@@ -93,6 +94,8 @@ def _check(manifest: Manifest) -> None:
         raise ValueError(f"activations are stored as float32, float16 or float64; got dtype={manifest.dtype!r}")
     if manifest.shard_size is not None and manifest.shard_size < 1:
         raise ValueError(f"shard_size must be at least 1; got {manifest.shard_size}")
+    if not all(0 < length < math.inf for length in manifest.lengths or ()):
+        raise ValueError(f"lengths are positive numbers, one for each axis; got {manifest.lengths}")
     unknown = sorted(set(manifest.units) - set(_UNITS))
     if unknown:
         raise ValueError(f"units are those of {', '.join(_UNITS)}; got {', '.join(unknown)}")
@@ -244,7 +247,7 @@ class _Writer:
             )
         }
         for name, tensor in labels.items():
-            unit = manifest.units.get("time") if name == "time" else None
+            described = {"units": manifest.units.get("time"), "calendar": manifest.calendar} if name == "time" else {}
             self.arrays[key][name] = group.create_array(
                 name,
                 shape=(0,),
@@ -252,7 +255,7 @@ class _Writer:
                 dtype=str(tensor.dtype).removeprefix("torch."),
                 compressors=[guard],
                 dimension_names=("sample",),
-                attributes={"units": unit} if unit else {},
+                attributes={key: value for key, value in described.items() if value},
             )
         units = {"lat": "degrees_north", "lon": "degrees_east"}
         for name, values in axes.items():

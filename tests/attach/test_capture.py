@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 from neuralop.data.transforms.data_processors import DefaultDataProcessor
 from neuralop.data.transforms.normalizers import UnitGaussianNormalizer
 from neuralop.models import FNO, TFNO
@@ -289,3 +291,13 @@ def test_compiled_model() -> None:
     compiled(x)
     assert find_sites(compiled) == ["0", "1"]
     assert torch.equal(capture(compiled, "0", x), model[0](x).detach())
+
+
+def test_arrays_are_told_how_they_get_in() -> None:
+    model = FNO(n_modes=(4, 4), in_channels=1, out_channels=1, hidden_channels=3, n_layers=1)
+    array = xr.DataArray(np.zeros((2, 1, 8, 8), dtype=np.float32), dims=("time", "c", "y", "x"))
+    for given in (array, array.values):
+        with pytest.raises(TypeError, match=r"use torch.from_numpy, or neuralop_sae.from_xarray"):
+            capture(model, "fno_blocks.0", given)
+    with pytest.raises(TypeError, match=r"becomes the input of an operator by neuralop_sae.from_xarray"):
+        capture(model, "fno_blocks.0", array.to_dataset(name="x"))

@@ -243,3 +243,58 @@ def test_a_missing_package_is_named(codes: ns.ConceptCodes, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "xarray", None)
     with pytest.raises(ImportError, match=r"xarray: pip install 'neuralop-sae\[data\]'"):
         codes_to_xarray(codes)
+
+
+def test_an_array_and_a_plain_name_are_taken() -> None:
+    data = weather()
+    for fields in (from_xarray(data["pressure"]), from_xarray(data, "pressure")):
+        assert fields.channels == ["pressure"]
+        assert np.array_equal(fields.time, TIMES)
+    assert from_xarray(data["pressure"].rename(None)).channels == ["field"]
+    with pytest.raises(TypeError, match="takes a Dataset or a DataArray of xarray, not ndarray"):
+        from_xarray(data["pressure"].values)  # type: ignore[arg-type]  # on purpose
+
+
+def test_the_dimension_of_time_may_have_another_name() -> None:
+    data = weather()[["pressure"]]
+    for name, options in (("valid_time", {}), ("month", {"time_dim": "month"})):
+        fields = from_xarray(data.rename(time=name), **options)
+        assert fields.channels == ["pressure"]
+        assert np.array_equal(fields.time, TIMES)
+    with pytest.raises(ValueError, match="the dimensions month are not among those of the dataset"):
+        from_xarray(data, time_dim="month")
+
+
+def test_fields_are_inputs_of_capture() -> None:
+    fields = from_xarray(weather(), "pressure")
+    model = FNO(n_modes=(4, 4), in_channels=1, out_channels=1, hidden_channels=3, n_layers=1)
+    expected = ns.capture(model, "fno_blocks.0", fields.tensor(), batch_size=2)
+    assert torch.equal(ns.capture(model, "fno_blocks.0", fields, batch_size=2, progress=True), expected)
+
+
+@pytest.mark.parametrize(("calendar", "unit"), [("noleap", "hours"), ("360_day", "hours")])
+def test_other_calendars_go_through_a_store(tmp_path: Path, calendar: str, unit: str) -> None:
+    dates = xr.date_range("2000-02-27", periods=5, freq="6h", calendar=calendar, use_cftime=True)
+    data = weather()[["pressure"]].assign_coords(time=dates)
+    data.to_netcdf(tmp_path / "weather.nc")
+    with xr.open_dataset(tmp_path / "weather.nc") as read:
+        fields = from_xarray(read)
+        model = FNO(n_modes=(4, 4), in_channels=1, out_channels=1, hidden_channels=3, n_layers=1)
+        view = ActivationStore.write(tmp_path / "acts.zarr", model, "fno_blocks.0", fields)["fno_blocks.0"]
+        assert (view.dates, view.time_units, view.calendar) == (None, f"{unit} since 1970-01-01", calendar)
+        assert view.time is not None
+        assert view.time.diff().tolist() == [6] * 4
+        assert view.to_xarray().time.values.tolist() == dates.tolist()
+        sae = ns.SAEFNO(3, 4, (3, 3), concept_rule=ns.TopK(2))
+        for like in (fields, view):
+            codes_to_xarray(sae.encode(view[:]), like=like).to_netcdf(tmp_path / "codes.nc")
+            with xr.open_dataset(tmp_path / "codes.nc") as codes:
+                assert np.array_equal(codes.time, np.array(dates)[codes.sample])
+
+
+def test_lead_times_are_counted_in_their_unit(tmp_path: Path) -> None:
+    fields = from_xarray(weather()[["pressure"]].assign_coords(time=np.arange(5) * np.timedelta64(3, "h").astype("m8[ns]")))
+    model = FNO(n_modes=(4, 4), in_channels=1, out_channels=1, hidden_channels=3, n_layers=1)
+    view = ActivationStore.write(tmp_path / "acts.zarr", model, "fno_blocks.0", fields)["fno_blocks.0"]
+    assert view.time is not None
+    assert (view.time.tolist(), view.time_units, view.dates) == ([0, 3, 6, 9, 12], "hours", None)

@@ -239,9 +239,11 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "labels": ({"trajectory": torch.arange(5)}, r"trajectory is one number per sample.*\(5,\); there are 23 samples"),
     "real labels": ({"trajectory": torch.rand(N)}, "whole numbers"),
-    "dates of another calendar": ({"time": np.array([object()] * N)}, "time holds numbers or dates"),
+    "times of no kind": ({"time": np.array([object()] * N)}, "time holds numbers, dates .* got object"),
     "precision": ({"dtype": "int8"}, "float32, float16 or float64; got dtype='int8'"),
     "lengths": ({"lengths": (1.0,)}, "lengths has 1 numbers for the axes y, x"),
+    "negative lengths": ({"lengths": (1.0, -2.0)}, r"lengths are positive numbers, one for each axis; got \(1.0, -2.0\)"),
+    "no lengths": ({"lengths": (0.0, float("nan"))}, "lengths are positive numbers"),
     "units": ({"units": {"speed": "m/s"}}, "units are those of activations, lengths, time; got speed"),
     "shard": ({"shard_size": 0}, "shard_size must be at least 1; got 0"),
     "batch": ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
