@@ -18,14 +18,14 @@ from ..layers.spherical import SphericalBasis
 from ..quickstart import check_device
 from .command import Answer, command
 from .shown import frame_table
-from .sources import ActivationSettings, SAESettings, read_fields
+from .sources import ActivationSettings, LabelSettings, SAESettings
 
 __all__ = ["probe", "write_table"]
 
 _SHOWN = ["concept", "quantity", "kind", "lag", "lag_unit", "correlation", "low", "high", "q_value", "auroc", "frequency"]
 
 
-class ProbeSettings(ActivationSettings, SAESettings):
+class ProbeSettings(LabelSettings, ActivationSettings, SAESettings):
     """Settings of ``probe``."""
 
     fields: Path = Field(
@@ -91,7 +91,7 @@ def probe(settings: ProbeSettings) -> Answer:
         raise ValueError(f"--output is a .csv or .json file, got {output.name}")
     check_device(settings.device)
     activations = settings.read_activations()
-    fields, labels, lengths = read_fields(settings.fields)
+    fields, labels, lengths = settings.read_fields(settings.fields)
     trajectory = labels.trajectory
     if isinstance(activations, StoredActivations):
         lengths = activations.lengths or lengths

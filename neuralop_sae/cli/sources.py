@@ -27,12 +27,29 @@ from ..models.base import SAE
 from ..quickstart import check_device
 from .command import Settings
 
-__all__ = ["ActivationSettings", "InputSettings", "OperatorSettings", "SAESettings", "activations_of", "read_fields", "stored"]
+__all__ = [
+    "ActivationSettings",
+    "InputSettings",
+    "LabelSettings",
+    "OperatorSettings",
+    "SAESettings",
+    "activations_of",
+    "stored",
+]
 
 _INPUTS = (
     "Inputs of the operator: .safetensors, .npz or .pt with tensors by name, 'x' being the input and 'y' the target; .npy; "
     "NetCDF (.nc) or .zarr; or 'module:function', which gives a tensor, batches or a data set."
 )
+
+
+class Fields(NamedTuple):
+    """What a file says of samples: numbers ``(N,)`` and fields ``(N, *grid)`` by name; when each was, and of which trajectory;
+    and the lengths of the periodic box."""
+
+    values: dict[str, Tensor]
+    labels: Labels = Labels()
+    lengths: tuple[float, ...] | None = None
 
 
 class OperatorSettings(Settings):
@@ -66,7 +83,34 @@ class OperatorSettings(Settings):
         return made.to(self.device).eval()
 
 
-class InputSettings(OperatorSettings):
+class LabelSettings(Settings):
+    """Which dimensions of NetCDF or Zarr count samples."""
+
+    time_dim: str | None = Field(
+        None, description="Of NetCDF or Zarr: the dimension of time; by default time, or valid_time as in ERA5."
+    )
+    trajectory_dim: str | None = Field(
+        None, description="Of NetCDF or Zarr: the dimension that counts trajectories, such as member."
+    )
+
+    def labelled(self, path: Path, variables: Sequence[str] | None = None) -> LabelledFields:
+        """The fields of such a file."""
+        if not path.exists():
+            raise FileNotFoundError(f"there is no file {path}")
+        xr = import_extra("xarray")
+        dataset = xr.open_zarr(path) if path.suffix == ".zarr" else xr.open_dataset(path)
+        return from_xarray(dataset, variables, time_dim=self.time_dim, trajectory=self.trajectory_dim)
+
+    def read_fields(self, path: Path) -> Fields:
+        """Fields of a ``.safetensors``, ``.npz``, ``.pt``, ``.nc`` or ``.zarr``, with what else the file has."""
+        if path.suffix in (".nc", ".zarr"):
+            labelled = self.labelled(path)
+            values = dict(zip(labelled.channels, labelled.tensor().unbind(1), strict=True))
+            return Fields(values, Labels.of(labelled.time, labelled.trajectory, len(labelled)), labelled.lengths)
+        return Fields({name or path.stem: tensor for name, tensor in _tensors(path).items()})
+
+
+class InputSettings(OperatorSettings, LabelSettings):
     """An operator and what it runs on."""
 
     inputs: str | None = Field(None, description=_INPUTS)
@@ -84,7 +128,7 @@ class InputSettings(OperatorSettings):
         if ":" in self.inputs and not path.exists():
             return imported(self.inputs)()
         if path.suffix in (".nc", ".zarr"):
-            return _labelled(path, self.variables)
+            return self.labelled(path, self.variables)
         found = _tensors(path)
         return found if len(found) > 1 else next(iter(found.values()))
 
@@ -165,33 +209,6 @@ def stored(
     if one and len(names) > 1:
         raise ValueError(f"{path} holds the sites {', '.join(names)}: name one by --site")
     return {name: store[name if grid is None else (name, grid)] for name in names}
-
-
-class Fields(NamedTuple):
-    """What a file says of samples: numbers ``(N,)`` and fields ``(N, *grid)`` by name; when each was, and of which trajectory;
-    and the lengths of the periodic box."""
-
-    values: dict[str, Tensor]
-    labels: Labels = Labels()
-    lengths: tuple[float, ...] | None = None
-
-
-def read_fields(path: Path) -> Fields:
-    """Fields of a ``.safetensors``, ``.npz``, ``.pt``, ``.nc`` or ``.zarr``, with what else the file has."""
-    if path.suffix in (".nc", ".zarr"):
-        labelled = _labelled(path, None)
-        values = dict(zip(labelled.channels, labelled.tensor().unbind(1), strict=True))
-        return Fields(values, Labels.of(labelled.time, labelled.trajectory, len(labelled)), labelled.lengths)
-    found = _tensors(path)
-    return Fields({name or path.stem: tensor for name, tensor in found.items()})
-
-
-def _labelled(path: Path, variables: Sequence[str] | None) -> LabelledFields:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
-    xr = import_extra("xarray")
-    dataset = xr.open_zarr(path) if path.suffix == ".zarr" else xr.open_dataset(path)
-    return from_xarray(dataset, variables)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

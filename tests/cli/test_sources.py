@@ -7,7 +7,7 @@ import xarray as xr
 from neuralop.models import FNO
 from safetensors.torch import save_file
 
-from neuralop_sae.cli.sources import InputSettings, OperatorSettings, imported, read_fields
+from neuralop_sae.cli.sources import InputSettings, LabelSettings, OperatorSettings, imported
 
 FUNCTIONS = """
 import torch
@@ -87,7 +87,7 @@ def test_netcdf_gives_fields_and_times(tmp_path):
     xr.Dataset(data, coords).to_netcdf(tmp_path / "era.nc")
     inputs = InputSettings(inputs=str(tmp_path / "era.nc"), variables=["q"]).read_inputs()
     assert inputs[0]["x"].shape == (1, 5, 8)
-    values, labels, lengths = read_fields(tmp_path / "era.nc")
+    values, labels, lengths = LabelSettings().read_fields(tmp_path / "era.nc")
     assert list(values) == ["t", "q"]
     torch.testing.assert_close(values["q"][0], torch.from_numpy(data["q"][1][0]).float())
     assert lengths is None
@@ -120,3 +120,15 @@ def test_files_of_another_kind(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match="holds no arrays"):
         InputSettings(inputs=str(tmp_path / "x.npz")).read_inputs()
+
+
+def test_members_at_valid_times(tmp_path):
+    hours = np.datetime64("2020-01-01") + np.arange(3) * np.timedelta64(6, "h")
+    data = {"t": (("number", "valid_time", "y", "x"), np.random.default_rng(0).normal(size=(2, 3, 5, 8)))}
+    xr.Dataset(data, {"valid_time": hours}).to_netcdf(tmp_path / "era.nc")
+    path = {"inputs": str(tmp_path / "era.nc")}
+    assert len(InputSettings(**path).read_inputs()) == 3
+    given = {"time_dim": "valid_time", "trajectory_dim": "number"}
+    inputs = InputSettings(**path, **given).read_inputs()
+    assert (inputs.channels, inputs.trajectory.tolist()) == (["t"], [0, 0, 0, 1, 1, 1])
+    assert LabelSettings(**given).read_fields(tmp_path / "era.nc").labels.trajectory.tolist() == [0, 0, 0, 1, 1, 1]
