@@ -143,6 +143,9 @@ def _is_mapping(kind: Any) -> bool:
 def _settings(settings: type[S], command_name: str, config: Path | None, flags: Mapping[str, Any]) -> S:
     """The settings of the file with those of the flags in their place; of mappings entry by entry."""
     entries = {} if config is None else _read(config, command_name)
+    for name, value in entries.items():  # 'lags: 0' is as good as 'lags: [0]'
+        if isinstance(value, (int, float, str)) and name in settings.model_fields:
+            entries[name] = [value] if get_origin(_flag_type(settings.model_fields[name])) is list else value
     for name, value in flags.items():
         if value is None or value == []:
             continue

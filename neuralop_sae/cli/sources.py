@@ -190,6 +190,8 @@ def imported(name: str) -> Any:
 
 def activations_of(path: Path, site: str | None, grid: tuple[int, ...] | None) -> Tensor | StoredActivations:
     """The activations of a file, or of one site and one grid of a store."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}, and no store of 'capture'")
     if not path.is_dir():
         if grid is not None:
             raise ValueError(f"{path} holds activations on one grid: leave out --grid or --fine-grid, which are for stores")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +35,8 @@ from .sources import stored
 __all__ = ["train"]
 
 _MAX_DEGREES = 16
+#: Arguments of models that have flags, or follow from the activations.
+_OWN = ("self", "in_channels", "n_concepts")
 
 
 class TrainSettings(Settings):
@@ -87,6 +90,7 @@ class TrainSettings(Settings):
             if value is not None:
                 given = arguments.get(name, default)
                 arguments[name] = {**(given if isinstance(given, Mapping) else {"name": given}), "k": value}
+        _check_arguments(kind, arguments)
         torch.manual_seed(self.seed)
         sae: SAE = kind(in_channels=channels, n_concepts=self.n_concepts, **arguments)
         if sphere is not None and isinstance(sae.basis, FourierBasis):
@@ -201,6 +205,8 @@ def _activations(settings: TrainSettings) -> dict[str, Activations]:
     found: dict[str, Activations] = {}
     for path in settings.activations:
         new: Mapping[str, Activations]
+        if not path.exists():
+            raise FileNotFoundError(f"there is no file {path}, and no store of 'capture'")
         if path.is_dir():
             new = stored(path, settings.site, settings.grid)
         elif settings.site or settings.grid:
@@ -212,6 +218,25 @@ def _activations(settings: TrainSettings) -> dict[str, Activations]:
             raise ValueError(f"there are several activations of {', '.join(again)}: train on them one after the other")
         found |= new
     return found
+
+
+def _check_arguments(kind: type[SAE], arguments: Mapping[str, Any]) -> None:
+    """ValueError if a model has no such arguments, or needs one that is not there."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for owner in kind.__mro__:
+        if "__init__" in vars(owner):
+            own = inspect.signature(vars(owner)["__init__"]).parameters
+            parameters = {**own, **parameters}
+            if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in own.values()):
+                break
+    several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    known = {name: each for name, each in parameters.items() if each.kind not in several and name not in _OWN}
+    unknown = sorted(arguments.keys() - known.keys())
+    needed = [name for name, each in known.items() if each.default is inspect.Parameter.empty and name not in arguments]
+    if unknown or needed:
+        fault = f"has no {', '.join(unknown)}" if unknown else f"needs {', '.join(needed)}"
+        rules = " (--k and --k-local set rules)" if {"concept_rule", "domain_rule"} & set(unknown) else ""
+        raise ValueError(f"--arguments: {kind.__name__} {fault}{rules}; it takes: {', '.join(sorted(known))}")
 
 
 def _degrees(basis: SphericalBasis, grid: Sequence[int]) -> tuple[int, int]:

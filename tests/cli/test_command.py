@@ -61,6 +61,10 @@ def test_flags_go_before_the_file_and_mappings_are_merged(mix, tmp_path):
     assert found["missing"] is None  # JSON has no NaN
 
 
+def test_one_of_several_needs_no_list(mix, tmp_path):
+    assert json.loads(mix("--config", write(tmp_path, "parts: a\n"), "--json").stdout)["parts"] == ["a"]
+
+
 def test_one_file_for_several_commands(mix, tmp_path):
     path = write(tmp_path, "mix: {parts: [a]}\nother: {parts: [b]}\n")
     assert json.loads(mix("--config", path, "--json").stdout)["parts"] == ["a"]

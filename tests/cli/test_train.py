@@ -77,3 +77,20 @@ def test_what_fails_leaves_no_folder(globe, tmp_path):
     (tmp_path / "mine").mkdir()
     call("train", globe, *BRIEF[:4], *bad, "--output", tmp_path / "mine")
     assert (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--site", "x"], ["--grid", 8]])
+def test_activations_that_are_not_there(tmp_path, flags):
+    said = f"there is no file {tmp_path / 'nope.zarr'}, and no store of 'capture'"
+    check_refused(call("train", tmp_path / "nope.zarr", *flags, "--output", tmp_path / "run"), said)
+    check_refused(call("evaluate", "--activations", tmp_path / "nope.zarr", *flags, "--sae", tmp_path), "no")
+    assert not (tmp_path / "run").exists()
+
+
+def test_arguments_that_a_model_does_not_take_are_told_those_it_does(globe, tmp_path):
+    flags = ["train", globe, *BRIEF, "--output", tmp_path / "run", "--arguments"]
+    said = "--arguments: SAESFNO has no n_mods; it takes:"
+    check_refused(call(*flags, '{"n_mods": [3, 6]}'), said, "kernel, n_iterations, n_modes,")
+    check_refused(call(*flags, "{}", "--model", "SAEFNO"), "--arguments: SAEFNO needs n_modes; it takes: accelerate")
+    pointwise = [*flags, '{"grid": "equiangular"}', "--model", "SAEPointwise"]
+    check_refused(call(*pointwise), "SAEPointwise has no concept_rule (--k and --k-local set rules); it takes: grid, k, n_dim")
