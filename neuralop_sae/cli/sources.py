@@ -110,7 +110,7 @@ class LabelSettings(Settings):
         return Fields({name or path.stem: tensor for name, tensor in _tensors(path).items()})
 
 
-class InputSettings(OperatorSettings, LabelSettings):
+class InputSettings(LabelSettings, OperatorSettings):
     """An operator and what it runs on."""
 
     inputs: str | None = Field(None, description=_INPUTS)

@@ -183,7 +183,8 @@ def from_xarray(
     """Variables of an xarray Dataset, from NetCDF, Zarr or memory, as the fields that an operator takes.
 
     Nothing is loaded: samples are read when they are asked for, so that ``xarray.open_dataset("era5.nc")`` may be larger than
-    memory. The result is an input of `capture` (through a loader), `stream` and `ActivationStore.write`.
+    memory. The result is an input of `capture`, `stream` and `ActivationStore.write`, whose activations know its times,
+    trajectories and coordinates.
 
     Parameters
     ----------
@@ -209,6 +210,8 @@ def from_xarray(
 
     Raises
     ------
+    TypeError
+        If the data are neither a Dataset nor a DataArray.
     ValueError
         If a variable or a dimension is missing; if latitudes run from south to north (the transforms on the sphere begin at
         the north pole), or are on no grid known; if longitudes do not go round once, eastward and evenly.
