@@ -314,8 +314,8 @@ class Globe(Calculus):
         return torch.stack([latitude, longitude], -1), self.radius * (2 - 2 * resultant).clamp_min(0.0).sqrt()
 
 
-def calculus_of(basis: SpectralBasis) -> Calculus:
-    """The domain of a basis: a periodic box of unit lengths, or the unit sphere.
+def calculus_of(basis: SpectralBasis, lengths: Sequence[float] | None = None) -> Calculus:
+    """The domain of a basis: a periodic box of these lengths, by default of unit ones, or the unit sphere.
 
     Raises
     ------
@@ -325,7 +325,7 @@ def calculus_of(basis: SpectralBasis) -> Calculus:
     if isinstance(basis, SphericalBasis):
         return Globe(basis.grid)
     if isinstance(basis, FourierBasis):
-        return PeriodicBox((1.0,) * basis.n_dim)
+        return PeriodicBox(lengths or (1.0,) * basis.n_dim)
     raise ValueError(f"derivatives are not known on the domain of a {type(basis).__name__}: pass calculus=, a Calculus")
 
 

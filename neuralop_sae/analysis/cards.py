@@ -12,6 +12,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from ..attach.capture import eval_mode
+from ..data.indexed import IndexedActivations
 from ..models.base import SAE
 from . import figures
 from .drawing import ColorScale
@@ -45,7 +46,7 @@ class Cards:
     """
 
     sae: SAE
-    activations: Tensor
+    activations: Tensor | IndexedActivations
     inputs: Tensor | None
     summary: ConceptSummary
     evidence: Evidence

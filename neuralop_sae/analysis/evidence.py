@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from torch import Tensor
 
+from ..data.indexed import IndexedActivations
 from ..models.base import SAE
 from .causal import CausalTest
 from .relations import stability as stability_of
@@ -66,7 +67,7 @@ class Evidence:
     stability: Mapping[int, Stability] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, sae: SAE, activations: Tensor, probes: Any, effects: Any, stability: Any) -> Evidence:
+    def of(cls, sae: SAE, activations: Tensor | IndexedActivations, probes: Any, effects: Any, stability: Any) -> Evidence:
         """From what :func:`~neuralop_sae.report` is given."""
         tests = effects.tests if isinstance(effects, CausalTest) else None
         effects = effects.effects if isinstance(effects, CausalTest) else effects
@@ -141,7 +142,7 @@ def _check_table(name: str, function: str, table: Any, columns: Iterable[str], n
         )
 
 
-def _stability(sae: SAE, activations: Tensor, given: Any) -> dict[int, Stability]:
+def _stability(sae: SAE, activations: Tensor | IndexedActivations, given: Any) -> dict[int, Stability]:
     """Cosines beside chance, of concepts that are on; where only cosines are given, the other run is taken to have had the
     same arguments and as many concepts on."""
     if given is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..attach.capture import eval_mode
 from ..codes import ConceptCodes
+from ..data.indexed import IndexedActivations
 from ..models.base import SAE
 from . import figures
 from .drawing import PALETTE, aspect_of
@@ -67,7 +68,7 @@ class Page:
     """
 
     sae: SAE
-    activations: Tensor
+    activations: Tensor | IndexedActivations
     inputs: Tensor | None
     summary: ConceptSummary
     evidence: Evidence

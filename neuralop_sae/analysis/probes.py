@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..attach.arrays import tensor_of
 from ..attach.capture import eval_mode
+from ..data.activations import opened
 from ..data.indexed import IndexedActivations
 from ..data.labels import Labels
 from ..layers.basis import SpectralBasis
@@ -83,7 +84,8 @@ def probe(
         ``(N, *any_grid)``, of which named quantities and functions are made: a tensor, or an array of numpy or xarray. Those
         of one quantity are on one grid.
     calculus : Calculus, optional
-        The domain on which they take derivatives. By default a periodic box of unit lengths or the unit sphere.
+        The domain on which they take derivatives. By default the unit sphere, or a periodic box of the lengths that the
+        activations of a store or stream know, else of unit ones.
     trajectory : array_like, optional
         ``(N,)``: which trajectory each sample is of. By default what the activations of a store or stream know; else samples
         are independent, or of one trajectory where there is a time.
@@ -144,10 +146,11 @@ def probe(
     (8, ['map', 'norm'])
     """
     check_draws(confidence, n_bootstrap=n_bootstrap, n_permutations=n_permutations)
-    acts = acts if isinstance(acts, IndexedActivations) else tensor_of("acts", acts)
+    acts = opened(acts)
     _check_numbers(quantile, block, len(acts))
     trajectory, time = labels_of(acts, trajectory, time)
-    values = _quantities(physics, fields or {}, calculus, sae.basis, len(acts))
+    lengths = acts.lengths if isinstance(acts, IndexedActivations) else None
+    values = _quantities(physics, fields or {}, calculus, sae.basis, lengths, len(acts))
     moments, unit = Labels.of(time, None, len(acts)).elapsed()
     series = Series.of(len(acts), trajectory, moments)
     partner = np.stack([series.partner(lag) for lag in lags]) if len(lags) else np.empty((0, len(acts)), dtype=np.int64)
@@ -199,6 +202,7 @@ def _quantities(
     fields: Mapping[str, Tensor | ArrayLike],
     calculus: Calculus | None,
     basis: SpectralBasis,
+    lengths: tuple[float, ...] | None,
     n_samples: int,
 ) -> dict[str, Tensor]:
     """Numbers ``(N,)`` and fields ``(N, *grid)`` by name."""
@@ -209,9 +213,9 @@ def _quantities(
     found: dict[str, Tensor] = {}
     for name, given in named.items():
         if given is None:
-            value = compute_physics(name, known, calculus or calculus_of(basis))
+            value = compute_physics(name, known, calculus or calculus_of(basis, lengths))
         elif callable(given) and not isinstance(given, Tensor):
-            value = apply_physics(name, given, known, calculus or calculus_of(basis))
+            value = apply_physics(name, given, known, calculus or calculus_of(basis, lengths))
         else:
             value = tensor_of(repr(name), given)
         value = value.detach().cpu()

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..attach.capture import eval_mode
+from ..data.activations import opened
+from ..data.indexed import IndexedActivations
 from ..models.base import SAE
 from .evaluate import ConceptUse
 from .matching import match_atoms, pair_cosines, untrained
@@ -15,7 +17,7 @@ from .matching import match_atoms, pair_cosines, untrained
 _BATCH = 16
 
 
-def stability(sae: SAE, other: SAE, activations: Tensor | None = None) -> Tensor:
+def stability(sae: SAE, other: SAE, activations: Tensor | IndexedActivations | None = None) -> Tensor:
     """How well each concept is found again by another training run: the cosine of its atom with the one matched to it.
 
     Parameters
@@ -24,7 +26,7 @@ def stability(sae: SAE, other: SAE, activations: Tensor | None = None) -> Tensor
         Whose concepts are asked about.
     other : SAE
         Trained on the same activations, say from another seed; it may have more or fewer concepts.
-    activations : Tensor or other activations, optional
+    activations : Tensor, or activations of a store or stream, optional
         ``(N, channels, *grid)``: concepts that are on in none of these are left out, of both models. A dead one says nothing,
         but may be matched.
 
@@ -52,7 +54,7 @@ def stability(sae: SAE, other: SAE, activations: Tensor | None = None) -> Tensor
 
 
 def stability_by_chance(
-    sae: SAE, other: SAE, activations: Tensor | None = None, *, n_draws: int = 3, seed: int = 1000
+    sae: SAE, other: SAE, activations: Tensor | IndexedActivations | None = None, *, n_draws: int = 3, seed: int = 1000
 ) -> Tensor:
     """What :func:`stability` gives, concept by concept, where there is nothing to find again: in place of `other` a model of
     its arguments before any training, with as many concepts to choose from.
@@ -95,13 +97,13 @@ def _check_pair(sae: SAE, other: SAE) -> None:
 
 
 @torch.no_grad()
-def _living(sae: SAE, activations: Tensor | None) -> Tensor:
+def _living(sae: SAE, activations: Tensor | IndexedActivations | None) -> Tensor:
     """The concepts that are on in some of the activations; by default all."""
     if activations is None:
         return torch.arange(sae.n_concepts)
     use = ConceptUse(sae)
     with eval_mode(sae):
-        for x in activations.split(_BATCH):
+        for x in opened(activations).split(_BATCH):
             use.update(sae.encode(x.to(sae.mean.device)))
     return use.frequency().nonzero()[:, 0]
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
 from ..checkpoint import write_atomically
+from ..data.activations import opened
 from ..data.indexed import IndexedActivations
 from ..models.base import SAE
 from .cards import Cards
@@ -30,7 +31,7 @@ _PACKAGES = ("neuralop_sae", "neuraloperator", "torch", "matplotlib")
 
 def report(
     sae: SAE,
-    activations: Tensor,
+    activations: Tensor | IndexedActivations,
     *,
     path: str | Path,
     title: str = "Concepts of a neural operator",
@@ -58,7 +59,7 @@ def report(
     ----------
     sae : SAE
         The model; run in eval mode, on its own device.
-    activations : Tensor
+    activations : Tensor, or activations of a store or stream
         ``(N, channels, *grid)``, what the model was made for. Codes are computed in batches, never all held.
     path : path-like
         The file to write; its folder is made. An existing file is replaced in one step.
@@ -110,6 +111,7 @@ def report(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive int, got {value!r}")
     history = getattr(history, "rows", history)
+    activations = opened(activations)
     _check_fields(sae, activations, inputs, high_resolution)
     _check_plain(metrics, history, model_card, labels)
     target = _writable(Path(path))
@@ -159,17 +161,18 @@ def _environment() -> Environment:
     return environment
 
 
-def _check_fields(sae: SAE, activations: Tensor, inputs: Tensor | None, high_resolution: Tensor | None) -> None:
+def _check_fields(
+    sae: SAE, activations: Tensor | IndexedActivations, inputs: Tensor | None, high_resolution: Tensor | None
+) -> None:
     if not isinstance(sae, SAE):
         raise TypeError(f"sae must be an SAE of neuralop_sae, got {type(sae).__name__}; load one with neuralop_sae.load")
     named = {"activations": activations, "inputs": inputs, "high_resolution": high_resolution}
     for name, field in named.items():
         if field is None and name != "activations":
             continue
-        if not isinstance(field, Tensor):
-            way = "; read some of them: view[:n]" if isinstance(field, IndexedActivations) else ""
-            raise TypeError(f"{name} must be a tensor (N, channels, *grid), got {type(field).__name__}{way}")
-        if field.ndim != sae.n_dim + 2 or 0 in field.shape:
+        if not isinstance(field, Tensor) and not (name == "activations" and isinstance(field, IndexedActivations)):
+            raise TypeError(f"{name} must be a tensor (N, channels, *grid), got {type(field).__name__}")
+        if len(field.shape) != sae.n_dim + 2 or 0 in field.shape:
             raise ValueError(f"{name} must be (N, channels, *grid) with {sae.n_dim} grid axes, got {tuple(field.shape)}")
         if name != "inputs" and field.shape[1] != sae.in_channels:
             raise ValueError(f"{name} has {field.shape[1]} channels; this model was made for {sae.in_channels}")

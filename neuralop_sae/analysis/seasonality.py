@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm import tqdm
 
-from ..attach.arrays import tensor_of
 from ..attach.capture import eval_mode
+from ..data.activations import opened
 from ..data.indexed import IndexedActivations
 from ..data.labels import Labels
 from ..models.base import SAE
@@ -99,7 +99,7 @@ def seasonality(
     4
     """
     check_draws(confidence, n_bootstrap=n_bootstrap, n_permutations=n_permutations)
-    acts = acts if isinstance(acts, IndexedActivations) else tensor_of("acts", acts)
+    acts = opened(acts)
     trajectory, time = labels_of(acts, trajectory, time)
     if time is None:
         raise ValueError("seasonality needs the time of each sample: pass time=, or activations of a store that knows it")

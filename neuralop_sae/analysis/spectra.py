@@ -11,6 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..attach.capture import eval_mode
+from ..data.activations import opened
+from ..data.indexed import IndexedActivations
 from ..layers.basis import SpectralBasis
 from ..layers.fourier import FourierBasis
 from ..metrics import by_shell
@@ -22,7 +24,12 @@ _CHUNK = 64  # kernels at a time
 
 @torch.no_grad()
 def concept_spectra(
-    sae: SAE, acts: Tensor, *, calculus: Calculus | None = None, batch_size: int = 16, progress: bool = False
+    sae: SAE,
+    acts: Tensor | IndexedActivations,
+    *,
+    calculus: Calculus | None = None,
+    batch_size: int = 16,
+    progress: bool = False,
 ) -> xr.Dataset:
     r"""Spectra, scales, directions and places of all concepts, of their codes over activations and of their kernels.
 
@@ -30,10 +37,11 @@ def concept_spectra(
     ----------
     sae : SAE
         The model; its training flags are restored.
-    acts : Tensor
+    acts : Tensor, or activations of a store or stream
         Activations ``(N, channels, *grid)``.
     calculus : Calculus, optional
-        The domain, with its lengths. By default a periodic box of unit lengths or the unit sphere.
+        The domain, with its lengths. By default the unit sphere, or a periodic box of the lengths that the activations of a
+        store or stream know, else of unit ones.
     batch_size : int
         Fields encoded at a time.
     progress : bool
@@ -77,7 +85,8 @@ def concept_spectra(
     >>> dict(spectra.sizes)
     {'concept': 4, 'wavenumber': 5, 'axis': 2}
     """
-    domain = calculus or calculus_of(sae.basis)
+    acts = opened(acts)
+    domain = calculus or calculus_of(sae.basis, acts.lengths if isinstance(acts, IndexedActivations) else None)
     codes_of, on = None, torch.zeros(sae.n_concepts, dtype=torch.int64)
     with eval_mode(sae):
         for first in tqdm(range(0, len(acts), batch_size), desc="spectra", disable=not progress):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..attach.capture import eval_mode
 from ..codes import ConceptCodes, concatenate
+from ..data.indexed import IndexedActivations
 from ..metrics import FieldStatistics, by_shell, energy_quantile_count
 from ..models.base import SAE
 from ..models.spectral import SpectralSAE
@@ -191,7 +192,9 @@ class ConceptSummary:
 
 
 @torch.no_grad()
-def summarize(sae: SAE, activations: Tensor, *, n_samples: int = 4, batch_size: int = 16) -> ConceptSummary:
+def summarize(
+    sae: SAE, activations: Tensor | IndexedActivations, *, n_samples: int = 4, batch_size: int = 16
+) -> ConceptSummary:
     """Sum up each concept's use over activations ``(N, channels, *grid)``, in batches and in eval mode.
 
     No more than one batch of codes is held at a time.
@@ -239,7 +242,7 @@ def expressed_area(codes: ConceptCodes) -> Tensor:
 @torch.no_grad()
 def codes_of_samples(
     sae: SAE,
-    activations: Tensor,
+    activations: Tensor | IndexedActivations,
     samples: Sequence[int],
     *,
     concepts: Tensor | None = None,

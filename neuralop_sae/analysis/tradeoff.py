@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ..attach.capture import eval_mode
+from ..data.activations import opened
+from ..data.indexed import IndexedActivations
 from ..layers.concept_rules import BatchTopK, TopK
 from ..layers.domain_rules import LocalTopK
 from ..metrics import FieldStatistics
@@ -16,7 +18,9 @@ from ..models.base import SAE
 
 
 @torch.no_grad()
-def fve_by_k(sae: SAE, activations: Tensor, ks: Sequence[int] = (), *, batch_size: int = 16) -> dict[int, float]:
+def fve_by_k(
+    sae: SAE, activations: Tensor | IndexedActivations, ks: Sequence[int] = (), *, batch_size: int = 16
+) -> dict[int, float]:
     """Fraction of variance explained by a trained model when its rule lets another number k of concepts on.
 
     k is that of the concept rule where it is :class:`~neuralop_sae.TopK` (concepts per sample), else that of the domain rule
@@ -27,7 +31,7 @@ def fve_by_k(sae: SAE, activations: Tensor, ks: Sequence[int] = (), *, batch_siz
     ----------
     sae : SAE
         The model; in eval mode, its k restored.
-    activations : Tensor
+    activations : Tensor, or activations of a store or stream
         ``(N, channels, *grid)``.
     ks : sequence of int
         By default a quarter, half, once and twice the model's own.
@@ -65,7 +69,7 @@ def fve_by_k(sae: SAE, activations: Tensor, ks: Sequence[int] = (), *, batch_siz
         for k in chosen:
             statistics = FieldStatistics()
             with _with_k(rule, k, sae.n_concepts):
-                for x in activations.split(batch_size):
+                for x in opened(activations).split(batch_size):
                     x = x.to(sae.mean.device)
                     rebuilt = sae(x).reconstruction
                     statistics.update(x, rebuilt, sae.basis.quadrature(x.shape[2:], like=rebuilt))

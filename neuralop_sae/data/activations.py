@@ -9,9 +9,11 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..attach.arrays import tensor_of
 from .indexed import IndexedActivations
 from .store import ActivationStore, StoredActivations
 
@@ -47,7 +49,7 @@ def load_activations(path: str | Path) -> Tensor:
 
 
 @overload
-def opened(activations: Tensor | IndexedActivations | ActivationStore) -> Tensor | IndexedActivations: ...
+def opened(activations: Tensor | IndexedActivations | ActivationStore | ArrayLike) -> Tensor | IndexedActivations: ...
 
 
 @overload
@@ -55,12 +57,12 @@ def opened(activations: A | ActivationStore) -> A | StoredActivations: ...
 
 
 def opened(activations: Any) -> Any:
-    """Activations as they are, and those of a store with one site and one grid.
+    """Activations as they are, arrays of numpy or xarray as tensors, and those of a store with one site and one grid.
 
     Raises
     ------
     TypeError
-        For a numpy array, a mapping, or what has no samples by number.
+        For a mapping, or what has no samples by number.
     ValueError
         If a store has several sites or grids, or is not complete.
     """
@@ -72,13 +74,13 @@ def opened(activations: Any) -> Any:
             shown = ", ".join(f"[{site!r}, {grid}]" for site, grid in known)
             raise ValueError(f"{activations.path} holds several activations: pass store['site', grid]; it has: {shown}")
         return activations[known[0]]
-    refused = isinstance(activations, (Mapping, np.ndarray)) or not hasattr(activations, "__getitem__")
-    if refused or not hasattr(activations, "__len__"):
-        way = ": use torch.from_numpy" if isinstance(activations, np.ndarray) else ""
-        way = ": pass one of its entries" if isinstance(activations, Mapping) else way
+    if hasattr(activations, "__array__"):
+        return tensor_of("activations", activations)
+    if isinstance(activations, Mapping | list | tuple) or not hasattr(activations, "__getitem__"):
+        way = ": pass one of its entries" if isinstance(activations, Mapping) else ""
         raise TypeError(
-            "activations are a tensor (N, channels, *grid), an ActivationStore, one of its sites as in store['site'], or a "
-            f"stream, not {type(activations).__name__}{way}"
+            "activations are a tensor or array (N, channels, *grid), an ActivationStore, one of its sites as in store['site'] "
+            f"or a stream, not {type(activations).__name__}{way}"
         )
     return activations
 

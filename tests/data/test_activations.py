@@ -4,8 +4,10 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from neuralop.models import FNO
 from safetensors.torch import save_file
 
@@ -189,8 +191,8 @@ def test_a_store_of_one_site_is_its_activations(operator, tmp_path):
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
     assert metrics[0] == pytest.approx(metrics[1])
     ns.train_many({"a": sae}, {"a": store}, config, progress=False)
-    with pytest.raises(TypeError, match=r"got StoredActivations; read some of them: view\[:n\]"):
-        ns.report(sae, view, path=tmp_path / "report.html")
+    pages = [ns.report(sae, given, path=tmp_path / "report.html").read_text() for given in (store, view, view[:])]
+    assert pages[0] == pages[1] == pages[2]
 
 
 def test_a_store_of_several_is_told_what_it_has(operator, tmp_path):
@@ -211,13 +213,36 @@ def test_an_incomplete_store_is_refused(operator, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (FIELDS.numpy(), "not ndarray: use torch.from_numpy"),
         ({"fno_blocks.0": FIELDS}, "not dict: pass one of its entries"),
         (iter([FIELDS]), "not list_iterator"),
     ],
 )
 def test_what_holds_no_samples_by_number(given, said):
-    with pytest.raises(TypeError, match=rf"a tensor \(N, channels, \*grid\), an ActivationStore, .*{said}"):
+    with pytest.raises(TypeError, match=rf"a tensor or array \(N, channels, \*grid\), an ActivationStore, .*{said}"):
         ns.train(ns.SAEFNO(3, 4, (3, 3)), given)
     with pytest.raises(TypeError, match=said):
         ns.evaluate(ns.SAEFNO(3, 4, (3, 3)), given)
+
+
+def test_arrays_are_taken_as_tensors():
+    array = xr.DataArray(FIELDS.numpy(), dims=["time", *"cyx"[: FIELDS.ndim - 1]])
+    for given in (FIELDS.numpy(), array):
+        assert torch.equal(opened(given), FIELDS)
+    with pytest.raises(TypeError, match="activations is a tensor or an array of numbers"):
+        opened(np.array(["a"]))
+
+
+def test_quantities_of_a_store_are_differentiated_on_its_box(operator, tmp_path):
+    x = torch.randn(12, 1, 8, 8)
+    store = ActivationStore.write(tmp_path / "acts.zarr", operator, "fno_blocks.0", x, lengths=(1.0, 3.0))
+    sae = ns.SAEFNO(3, 4, (3, 3), concept_rule=ns.TopK(2))
+    settings = {"fields": {"f": x[:, 0]}, "n_bootstrap": 9, "n_permutations": 9}
+    physics = {"slope": lambda f, calculus: calculus.gradient(f).square().sum(1)}
+    box = ns.PeriodicBox((1.0, 3.0))
+    found = [
+        ns.probe(sae, given, physics, calculus=calculus, **settings)
+        for given, calculus in ((store, None), (store["fno_blocks.0"][:], box), (store["fno_blocks.0"][:], None))
+    ]
+    pd.testing.assert_frame_equal(found[0], found[1])
+    assert not found[0].correlation.equals(found[2].correlation)
+    assert float(ns.concept_spectra(sae, store).wavenumber[1]) == pytest.approx(1 / 3)
