@@ -478,7 +478,7 @@ def test_one_sample_is_the_first_sample(sae: SAEFNO, activations: Tensor, tmp_pa
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"activations": [1.0]}, TypeError, "activations must be a tensor"),
+        ({"activations": [1.0]}, TypeError, "activations are a tensor"),
         ({"activations": torch.zeros(2, 3, 8)}, ValueError, "with 2 grid axes"),
         ({"activations": torch.zeros(2, 5, 8, 8)}, ValueError, "5 channels; this model was made for 3"),
         ({"inputs": torch.zeros(2, 1, 8, 8)}, ValueError, "inputs has 2 samples, activations 7"),
