@@ -97,7 +97,7 @@ plt.show()
 # What held, and what failed
 # --------------------------
 # On the machine that made this page the concept follows the permeable rim of held-out samples: r = 0.40 (0.38 to 0.43), 0.05
-# by chance, and 0.05 with the inside, which a itself follows most (0.70). The closest single channel has 0.33. Switched off,
+# by chance, and 0.05 with the inside, which a itself follows most (0.70). The closest single channel has 0.335. Switched off,
 # the concept changes the bend at interfaces about twice as much as others of its energy do (p = 0.05, the least that 19
 # controls can give), and the bend inside no more than they do. The change grows in proportion to the dose.
 #
