@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -133,6 +134,9 @@ def detect_events(code: Tensor, sample: Tensor, position: Tensor, domain: Domain
     domain.check_grid(code.shape[1:])
     if not tolerance > 0:
         raise ValueError(f"tolerance is a distance above 0, got {tolerance}")
+    # Of two events that are as near the same one is taken, in whatever order they come.
+    order = torch.from_numpy(np.lexsort(position.double().numpy().T))
+    sample, position = sample[order], position[order]
     peak_sample, peak, height = find_peaks(code, domain, tolerance)
     hit = torch.zeros(len(height), dtype=torch.bool)
     for number in sample.unique().tolist():

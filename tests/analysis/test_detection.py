@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
@@ -67,6 +67,7 @@ def test_an_event_is_found_once_and_by_the_higher_peak() -> None:
 @given(
     peaks=st.sets(st.integers(0, 49), max_size=8), events=st.lists(st.floats(0, 0.999), max_size=6), seed=st.integers(0, 99)
 )
+@example(peaks={0, 1, 4}, events=[0.0, 0.04], seed=15)  # a peak half way between two events
 @settings(max_examples=100, deadline=None)
 def test_hits_are_pairs_within_the_tolerance(peaks: set[int], events: list[float], seed: int) -> None:
     code, tolerance = torch.zeros(1, 50, dtype=torch.float64), 0.05
