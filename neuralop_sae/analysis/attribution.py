@@ -16,13 +16,12 @@ from tqdm import tqdm
 
 from .. import notebook
 from ..attach.hooks import eval_mode, forget_inference_transforms
-from ..attach.inputs import Inputs
+from ..attach.inputs import Inputs, iterate_batches, shared_arguments
 from ..attach.interventions import splice
 from ..attach.rewrite import indices
 from ..codes import ConceptCodes
-from ..data.labelled import LabelledFields
 from ..models.base import SAE
-from .bench import Bench, Run, batches_of, predict
+from .bench import Bench, Run, predict
 
 Functional = Callable[[Tensor], Tensor]
 METHODS = ("gradient_times_code", "integrated_gradients")
@@ -72,7 +71,7 @@ def attribute(
     model: nn.Module,
     site: str,
     sae: SAE,
-    inputs: Inputs | LabelledFields,
+    inputs: Inputs,
     functional: Functional,
     *,
     method: Literal["gradient_times_code", "integrated_gradients"] = "gradient_times_code",
@@ -134,7 +133,7 @@ def attribute(
         processors = [data_processor] if isinstance(data_processor, nn.Module) else []
         stack.enter_context(eval_mode(model, *processors))
         stack.enter_context(torch.enable_grad())
-        batches = list(batches_of(model, inputs, batch_size))
+        batches = list(iterate_batches(inputs, batch_size, shared_arguments(model)))
         for batch in tqdm(batches, desc="attribution", disable=not progress):
             found = [_gradient_times_code(model, site, sae, batch, functional, data_processor, t) for t in times]
             values = torch.stack([value for _, value in found]).mean(0)
@@ -204,7 +203,7 @@ def check_by_ablation(
     model: nn.Module,
     site: str,
     sae: SAE,
-    inputs: Inputs | LabelledFields,
+    inputs: Inputs,
     functional: Functional,
     concepts: int | Iterable[int],
     *,
@@ -237,7 +236,7 @@ def check_by_ablation(
     processors = [data_processor] if isinstance(data_processor, nn.Module) else []
     with eval_mode(model, sae, *processors):
         bench = Bench(model, site, sae, data_processor=data_processor, outcomes={"functional": functional})
-        bench.read(batches_of(model, inputs, batch_size))
+        bench.read(iterate_batches(inputs, batch_size, shared_arguments(model)))
         if bench.n_samples != attribution.n_samples:
             raise ValueError(f"the attribution is of {attribution.n_samples} samples, the inputs are {bench.n_samples}")
         runs = [Run(concept, 0.0) for concept in checked]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 from ..attach.arrays import tensor_of
 from ..attach.edits import steer
-from ..attach.inputs import Inputs, call_processed, iterate_batches, shared_arguments
+from ..attach.inputs import call_processed
 from ..attach.interventions import replace_activation
 from ..attach.rewrite import Edit, on_grid
 from ..codes import ConceptCodes
-from ..data.labelled import LabelledFields
 from ..layers.basis import SpectralBasis
 from ..metrics import pearson
 from ..models.base import SAE
@@ -189,12 +188,6 @@ def _joined(run: Run, parts: Sequence[Part], n_samples: int) -> Measured:
         means = torch.cat([part.places[name] for part in parts]).nanmean(0)
         rows.append((run.concept, name, run.dose, *means.tolist()))
     return Measured(effects, sum(part.energy for part in parts) / n_samples, rows)
-
-
-def batches_of(model: nn.Module, inputs: Inputs | LabelledFields, batch_size: int) -> Iterator[dict[str, Any]]:
-    """Batches of inputs of every kind that :func:`neuralop_sae.capture` takes, and of fields from xarray."""
-    whole = inputs.tensor() if isinstance(inputs, LabelledFields) else inputs
-    return iterate_batches(whole, batch_size, shared_arguments(model))
 
 
 def predict(model: nn.Module, inputs: Mapping[str, Any], data_processor: Any) -> Tensor:

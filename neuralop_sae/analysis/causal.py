@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from .. import notebook
 from ..attach.edits import steer
 from ..attach.hooks import eval_mode
-from ..attach.inputs import Inputs
+from ..attach.inputs import Inputs, iterate_batches, shared_arguments
 from ..attach.rewrite import indices
 from ..data.labelled import LabelledFields
 from ..models.base import SAE
-from .bench import Bench, EditOfDose, Measured, Outcome, Run, batches_of
+from .bench import Bench, EditOfDose, Measured, Outcome, Run
 from .inference import Bootstrap, Series, check_draws, false_discovery, interval
 
 CONTROLS = ("random", "frequency", "norm")
@@ -57,7 +57,7 @@ def causal_test(
     model: nn.Module,
     site: str,
     sae: SAE,
-    inputs: Inputs | LabelledFields,
+    inputs: Inputs,
     concepts: int | Iterable[int],
     *,
     edit: EditOfDose = steer,
@@ -156,7 +156,7 @@ def causal_test(
         processors = [data_processor] if isinstance(data_processor, nn.Module) else []
         stack.enter_context(eval_mode(model, sae, *processors))
         bench = Bench(model, site, sae, edit=edit, data_processor=data_processor, outcomes=outcomes, regions=regions)
-        bench.read(batches_of(model, inputs, batch_size))
+        bench.read(iterate_batches(inputs, batch_size, shared_arguments(model)))
         blocks = Series.of(bench.n_samples, trajectory, None).trajectory
         rng = np.random.default_rng(seed)
         chosen = _choose_controls(bench, tested, kinds, n_controls, doses[0], rng)
