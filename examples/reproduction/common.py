@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
@@ -114,6 +115,7 @@ def write(
         "values": values,
         "settings": settings,
         "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(sum(os.times()[:4]), 1),  # of processes it started, too
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "version": __version__,
         "command": f"python examples/reproduction/{name}.py",

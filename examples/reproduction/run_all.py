@@ -29,7 +29,8 @@ data of our own with baselines tuned alike. These are not reproductions of that 
 Verdicts follow from the criteria under each heading, which were written before the figures. Spread is from the least to the
 largest over seeds.
 
-Made by `python examples/reproduction/run_all.py`.
+Made by `python examples/reproduction/run_all.py`. Seconds are of the wall clock, in some cases of a machine that did other things
+beside; those of CPU, where they are given, are not.
 """
 
 
@@ -91,7 +92,8 @@ def details(result: dict[str, Any], results: Path) -> Iterator[str]:
         if row["remark"]:
             yield f"\n{row['remark']}"
         yield ""
-    yield f"`{result['command']}`, {result['seconds']:.0f} s on {result['machine']}, version {result['version']}.\n"
+    spent = f"{result['seconds']:.0f} s" + (f" ({result['cpu_seconds']:.0f} s of CPU)" if "cpu_seconds" in result else "")
+    yield f"`{result['command']}`, {spent} on {result['machine']}, version {result['version']}.\n"
     yield f"![{name}]({results.name}/{name}.png)\n"
 
 
