@@ -29,8 +29,8 @@ data of our own with baselines tuned alike. These are not reproductions of that 
 Verdicts follow from the criteria under each heading, which were written before the figures. Spread is from the least to the
 largest over seeds.
 
-Made by `python examples/reproduction/run_all.py`. Seconds are of the wall clock, in some cases of a machine that did other things
-beside; those of CPU, where they are given, are not.
+Made by `python examples/reproduction/run_all.py`. Seconds are of the wall clock, in some cases of a machine that did other
+things beside; those of CPU, where they are given, are not.
 """
 
 
